@@ -1,0 +1,79 @@
+"""The error tree. Each class carries a name for clients and an HTTP status; `http/app.py` maps it in one place.
+
+DarkroomError                 500 server_error
+├── BadRequest                400 bad_request           the body is not what its media type says
+├── Unauthorized              401 unauthorized          no key, or an unknown, expired or revoked one
+├── Forbidden                 403 permission_denied     a key of another service, or without the scope
+├── NotFound                  404 not_found
+│   └── ModelNotFound         404 model_not_found
+├── TooLarge                  413 too_large
+├── UnsupportedMedia          415 unsupported_media_type
+├── Invalid                   422 invalid_<field>       every line names field, rule and value
+├── TooMany                   429 too_many_requests     with retry_after seconds
+├── Unavailable               503 unavailable           with retry_after seconds
+│   └── ModelUnavailable      503 model_unavailable     the weights are not here; says the command that brings them
+└── Unsupported               500 unsupported_checkpoint  a checkpoint or config that we cannot honour; names the field
+"""
+
+from __future__ import annotations
+
+
+class DarkroomError(Exception):
+    """The root: a fault of ours, unless a subclass says otherwise. `lines` are fit for the client."""
+
+    name = "server_error"
+    status = 500
+
+    def __init__(self, *lines: str, name: str | None = None, retry_after: float | None = None):
+        super().__init__("; ".join(lines))
+        self.lines = list(lines)
+        self.name = name or type(self).name
+        self.retry_after = retry_after
+
+
+class BadRequest(DarkroomError):
+    name, status = "bad_request", 400
+
+
+class Unauthorized(DarkroomError):
+    name, status = "unauthorized", 401
+
+
+class Forbidden(DarkroomError):
+    name, status = "permission_denied", 403
+
+
+class NotFound(DarkroomError):
+    name, status = "not_found", 404
+
+
+class ModelNotFound(NotFound):
+    name = "model_not_found"
+
+
+class TooLarge(DarkroomError):
+    name, status = "too_large", 413
+
+
+class UnsupportedMedia(DarkroomError):
+    name, status = "unsupported_media_type", 415
+
+
+class Invalid(DarkroomError):
+    name, status = "invalid_request", 422
+
+
+class TooMany(DarkroomError):
+    name, status = "too_many_requests", 429
+
+
+class Unavailable(DarkroomError):
+    name, status = "unavailable", 503
+
+
+class ModelUnavailable(Unavailable):
+    name = "model_unavailable"
+
+
+class Unsupported(DarkroomError):
+    name, status = "unsupported_checkpoint", 500

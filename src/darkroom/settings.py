@@ -1,0 +1,46 @@
+"""Every setting, with its default and its help, once. Flags beat DARKROOM_* variables, which beat darkroom.toml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+
+class Settings(BaseSettings):
+    """Settings of one process, frozen. `Settings(port=9000)` is how flags are laid over the rest."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DARKROOM_", toml_file="darkroom.toml", frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    data_dir: Path = Field(Path("data"), description="where rows, pictures, secrets and measured costs are kept")
+    public_url: str = Field("", description="base URL that clients see, when a proxy stands before the server")
+    model: str = Field("demo-xl", description="the model to serve: a name of `darkroom models`, a folder, a .safetensors file or a hub id")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
+    threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 leaves the choice to torch")
+    exact: bool = Field(False, description="bit-equal pictures whoever shares the batch, at the price of speed")
+    max_rows: int = Field(16, ge=2, description="rows of one forward pass at most (a guided sample takes two)")
+    max_queue: int = Field(64, ge=1, description="jobs that wait or run at once; more are answered with 429")
+    max_concurrent: int = Field(256, ge=1, description="open requests at once; more are answered with 429")
+    max_body_bytes: int = Field(20 * 2**20, ge=2**16, description="bytes of a request body at most")
+    max_input_pixels: int = Field(40_000_000, ge=2**14, description="pixels of an uploaded picture at most, before it is decoded")
+    max_pixels: int = Field(2048 * 2048, ge=2**14, description="pixels of a picture made here at most")
+    cors_origins: list[str] = Field(["*"], description="origins that browsers may call from")
+    embed_prompt: bool = Field(True, description="write the prompt into the PNG; X-Embed-Prompt: false does the same for one request")
+    load_timeout: float = Field(1800, gt=0, description="seconds that a model may take to load before it counts as failed")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)

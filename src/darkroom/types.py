@@ -1,0 +1,196 @@
+"""The vocabulary. Frozen dataclasses that every room may speak of; this file imports nothing of ours.
+
+Lengths are in pixels, times in seconds, instants in seconds since the epoch (UTC), unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import StrEnum
+
+MAX_SEED = 4294967295
+
+
+class Status(StrEnum):
+    """Where a Job stands. The last three are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Params:
+    """What a person asked for, checked once at the door.
+
+    seed is drawn already (1 to MAX_SEED). image, where there is one, is the init picture as raw RGB of exactly
+    height x width x 3 bytes, and control_strength (0 to 1, 1 keeps the picture) goes with it; both None mean text
+    to image. The strength is a Decimal, because the number of steps is computed in decimal.
+    """
+
+    model: str
+    prompt: str
+    negative_prompt: str = ""
+    steps: int = 30
+    width: int = 512
+    height: int = 512
+    cfg: float = 7.0
+    seed: int = 1
+    image: bytes | None = field(default=None, repr=False)
+    control_strength: Decimal | None = None
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The Engine has the Job; no step was run yet."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One denoising step is done: `step` of `of`."""
+
+    job_id: str
+    step: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A small picture of an unfinished Job, as JPEG bytes."""
+
+    job_id: str
+    step: int
+    jpeg: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The picture: raw RGB, height x width x 3 bytes. `note` tells what the model could not take of the prompt."""
+
+    job_id: str
+    pixels: bytes = field(repr=False)
+    width: int
+    height: int
+    steps_run: int
+    queue_seconds: float
+    inference_seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The Job cannot be done. `name` and `message` are fit for the client; `retry_after` where trying again may help."""
+
+    job_id: str
+    name: str
+    message: str
+    status: int = 500
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The Job was stopped on request, before its end."""
+
+    job_id: str
+
+
+Event = Queued | Progress | Preview | Finished | Failed | Cancelled
+FINAL = (Finished, Failed, Cancelled)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Params accepted from an ApiKey, with a Status; a row."""
+
+    id: str
+    service_id: str
+    key_id: str
+    params: Params
+    status: Status
+    created_at: float
+
+
+@dataclass(frozen=True)
+class Service:
+    """An endpoint with a SERVICE_ID that serves one or more models; the first is its default."""
+
+    id: str
+    name: str
+    models: tuple[str, ...]
+    owner: str
+    created_at: float
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A key of one Service, without its secret. `public_id` and `last4` are what may be shown."""
+
+    public_id: str
+    service_id: str
+    name: str
+    last4: str
+    owner: str
+    role: str
+    scopes: tuple[str, ...]
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+    last_used_at: float | None = None
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One picture file with its parameters, apart from the Job that made it. `key` names the file in the Gallery."""
+
+    id: str
+    job_id: str
+    service_id: str
+    key: str
+    width: int
+    height: int
+    bytes: int
+    sha256: str
+    parameters: dict
+    created_at: float
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model is and what may be asked of it.
+
+    path is the diffusers folder or single file on this machine, or None while the weights are not here;
+    `words`, where given, is all that a small demonstration model understands, and `hint` says so to a person.
+    """
+
+    name: str
+    family: str
+    path: str | None
+    hub_id: str | None = None
+    default_side: int = 512
+    max_side: int = 2048
+    default_steps: int = 30
+    min_steps: int = 10
+    max_steps: int = 50
+    default_cfg: float = 7.0
+    license: str = "unknown"
+    license_url: str | None = None
+    words: frozenset[str] = frozenset()
+    hint: str = ""
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """What a Worker is doing: status is `starting`, `loading`, `ready` or `failed` (then `error` says why)."""
+
+    status: str
+    loaded: tuple[str, ...] = ()
+    device: str = ""
+    dtype: str = ""
+    error: str = ""

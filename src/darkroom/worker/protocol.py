@@ -1,0 +1,33 @@
+"""What the desk asks of whatever an Engine lives in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from darkroom.types import Event, Params, WorkerState
+
+
+class Worker(Protocol):
+    """Where an Engine lives. All calls belong to one event loop; above it there are only dataclasses and bytes."""
+
+    async def start(self) -> None:
+        """Begin; returns at once, while the model still loads. Jobs given before it is ready wait."""
+
+    def submit(self, job_id: str, params: Params) -> AsyncIterator[Event]:
+        """Events of one Job as they come; the last is the one Finished, Failed or Cancelled.
+
+        Closing the iterator before its end cancels the Job at its next step.
+        """
+
+    def cancel(self, job_id: str) -> None:
+        """Stop a Job at its next step; an unknown or ended one is let be."""
+
+    def state(self) -> WorkerState:
+        """What the Worker is doing."""
+
+    def backlog_seconds(self) -> float:
+        """Seconds of work that the accepted Jobs still need, by measured step times."""
+
+    async def close(self) -> None:
+        """End the Engine and every Job in it (each with a Failed)."""
