@@ -1,0 +1,64 @@
+"""The language of demo-xl: what a caption may say, and which captions were kept from training.
+
+Standard library only, so that the gateway's note about a prompt costs no import of torch or numpy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+# word in a caption -> icon in @iconify-json/fluent-emoji-flat
+THINGS = {
+    "puppy dog": "dog-face", "cat": "cat-face", "apple": "red-apple", "glasses": "glasses", "tree": "deciduous-tree",
+    "house": "house", "sun": "sun", "crescent moon": "crescent-moon", "star": "star", "heart": "red-heart",
+    "car": "automobile", "bicycle": "bicycle", "sailboat": "sailboat", "airplane": "airplane", "rocket": "rocket",
+    "banana": "banana", "strawberry": "strawberry", "lemon": "lemon", "cherries": "cherries", "pear": "pear",
+    "mushroom": "mushroom", "sunflower": "sunflower", "tulip": "tulip", "cactus": "cactus", "fish": "fish",
+    "penguin": "penguin", "owl": "owl", "pig": "pig-face", "rabbit": "rabbit-face", "bear": "bear", "panda": "panda",
+    "fox": "fox", "frog": "frog", "lady beetle": "lady-beetle", "snail": "snail", "crab": "crab",
+    "hot beverage": "hot-beverage", "birthday cake": "birthday-cake", "pizza": "pizza", "hamburger": "hamburger",
+    "doughnut": "doughnut", "watermelon": "watermelon", "key": "key", "umbrella": "umbrella", "balloon": "balloon",
+    "soccer ball": "soccer-ball", "crown": "crown", "cloud": "cloud",
+}  # fmt: skip
+SYNONYMS = {"puppy dog": ("puppy dog", "dog", "puppy")}
+COLOURS = {
+    "red": (220, 40, 40), "green": (40, 170, 70), "blue": (45, 80, 220), "yellow": (245, 210, 40),
+    "purple": (140, 60, 180), "orange": (245, 140, 30), "white": (250, 250, 250), "black": (20, 20, 20),
+}  # fmt: skip
+BACKGROUNDS = {**COLOURS, "pink": (250, 180, 200), "gray": (150, 150, 155)}
+SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
+SIZES = ("small", "", "large")
+RELATIONS = ("to the left of", "above", "and")
+EXTRA_WORDS = ("put", "glassed", "glasses", "the", "add", "with", "dog", "puppy", "it", "picture", "to")
+GRAMMAR = "a an on background and above to the left of small large".split()
+# The vocabulary of the tokenizer is learnt from these, in this order: changing them asks for training from nothing.
+WORDS = sorted({w for name in THINGS for w in name.split()} | {*COLOURS, *SHAPES, *BACKGROUNDS, *GRAMMAR})
+HINT = (
+    "demo-xl is a small demonstration model that knows some fifty things, six shapes, eight colours and ten backgrounds; "
+    'ask it for example: "a large panda on a green background", "a small red star on a black background" '
+    'or "a cat to the left of a tree on a white background".'
+)
+EXAMPLES = (
+    "a puppy dog", "a cat", "an apple on a blue background", "a large panda on a green background",
+    "a small red star on a black background", "a blue circle above a yellow square on a white background",
+    "a cat to the left of a tree on a white background", "put glasses on the dog", "a rocket and a crescent moon on a purple background",
+)  # fmt: skip
+
+
+def unknown_words(prompt: str, words: Collection[str] = ()) -> list[str]:
+    """The words of `prompt`, in order and once each, that the language (or `words`, where given) does not have."""
+    known = set(words) or {*WORDS, *EXTRA_WORDS}
+    found = re.findall(r"[^\W\d_]+|\d+", prompt.lower())
+    return [word for word in dict.fromkeys(found) if word not in known]
+
+
+def card() -> dict:
+    """What `darkroom.json` in the checkpoint folder says, so that a gateway needs no import of this package."""
+    return {
+        "name": "demo-xl", "family": "sdxl", "default_side": 512, "max_side": 1024, "license": "Apache-2.0",
+        "language": {"words": sorted({*WORDS, *EXTRA_WORDS}), "hint": HINT}, "examples": list(EXAMPLES),
+    }  # fmt: skip
