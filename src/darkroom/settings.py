@@ -19,7 +19,11 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     data_dir: Path = Field(Path("data"), description="where rows, pictures, secrets and measured costs are kept")
     public_url: str = Field("", description="base URL that clients see, when a proxy stands before the server")
-    model: str = Field("demo-xl", description="the model to serve: a name of `darkroom models`, a folder, a .safetensors file or a hub id")
+    model: str = Field(
+        "auto",
+        description="the model to serve: a known name, a folder, a .safetensors file or a hub id; "
+        "auto takes stable-diffusion-xl-base-1.0 where it is installed, else demo-xl",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 leaves the choice to torch")

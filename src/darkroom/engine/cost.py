@@ -1,0 +1,112 @@
+"""Measured times of a denoising step and of a decode, by size and rows; caps and waiting times come from here. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections import deque
+from pathlib import Path
+
+from darkroom.engine.sample import BatchKey
+
+WINDOW = 9  # measurements that a median is taken over: enough to shrug off a hiccup, few enough to follow a busy machine
+STALE = 1500  # observations of a size after which a row count that was not chosen since is tried again
+FIRST_GUESS = 2e-6  # seconds a row and latent pixel before anything was measured (a small net on a slow CPU)
+HOPE = 0.9  # an unmeasured row count is assumed to cost this much of its proportional share, so that it gets tried once
+
+
+class CostModel:
+    """Learns while it runs. Times in seconds; a size is (model, height, width) and rows counts the rows of one pass."""
+
+    def __init__(self, path: Path | None = None):
+        self._path = path
+        self._steps: dict[str, dict[int, deque[float]]] = {}
+        self._seen: dict[str, int] = {}
+        self._last: dict[tuple[str, int], int] = {}
+        self._decodes: dict[str, deque[float]] = {}
+        if path is not None and path.exists():
+            self._read(path)
+
+    def observe_step(self, key: BatchKey, rows: int, seconds: float) -> None:
+        """One forward pass with `rows` rows took `seconds`."""
+        size = size_name(key)
+        self._seen[size] = self._seen.get(size, 0) + 1
+        self._last[size, rows] = self._seen[size]
+        self._steps.setdefault(size, {}).setdefault(rows, deque(maxlen=WINDOW)).append(seconds)
+
+    def observe_decode(self, key: BatchKey, pictures: int, seconds: float) -> None:
+        """Decoding `pictures` together took `seconds`."""
+        self._decodes.setdefault(size_name(key), deque(maxlen=WINDOW)).append(seconds / pictures)
+
+    def step_seconds(self, key: BatchKey, rows: int) -> float:
+        """Expected seconds of a pass with `rows` rows: the median where it was measured, else scaled from the nearest."""
+        size = size_name(key)
+        known = self._fresh(size)
+        if rows in known:
+            return known[rows]
+        if known:
+            near = max((r for r in known if r < rows), default=min(known))
+            share = HOPE if near < rows else 1.0
+            return known[near] * (1 + (rows - near) / near * share)
+        return rows * self._per_pixel(key.model) * key.height * key.width / 64
+
+    def decode_seconds(self, key: BatchKey) -> float:
+        """Expected seconds to decode one picture; about two steps until it was measured."""
+        known = self._decodes.get(size_name(key))
+        return statistics.median(known) if known else 2 * self.step_seconds(key, 1)
+
+    def job_seconds(self, key: BatchKey, rows: int, steps: int) -> float:
+        """Expected seconds of machine time for `steps` steps of a Sample alone, and its decode."""
+        return steps * self.step_seconds(key, rows) + self.decode_seconds(key)
+
+    def table(self) -> dict[str, dict[str, float]]:
+        """Medians by size and rows, as stored in the data folder."""
+        steps = {s: {str(r): statistics.median(t) for r, t in sorted(by.items())} for s, by in self._steps.items()}
+        for size, times in self._decodes.items():
+            steps.setdefault(size, {})["decode"] = statistics.median(times)
+        return steps
+
+    def load(self, table: dict[str, dict[str, float]]) -> None:
+        """Take medians measured elsewhere (another process, an earlier run) as a first measurement each."""
+        for size, by in table.items():
+            for rows, seconds in by.items():
+                if rows == "decode":
+                    self._decodes[size] = deque([float(seconds)], maxlen=WINDOW)
+                else:
+                    self._steps.setdefault(size, {})[int(rows)] = deque([float(seconds)], maxlen=WINDOW)
+
+    def save(self) -> None:
+        """Write the table whole or not at all."""
+        if self._path is None:
+            return
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.table(), indent=1))
+        os.replace(temporary, self._path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            self.load(json.loads(path.read_text()))
+        except (ValueError, AttributeError, TypeError):
+            path.unlink(missing_ok=True)  # a spoilt table only costs a few measurements
+
+    def _fresh(self, size: str) -> dict[int, float]:
+        """Medians by rows, without what is too old to be trusted while other row counts were measured."""
+        now = self._seen.get(size, 0)
+        by = self._steps.get(size, {})
+        young = {r: statistics.median(t) for r, t in by.items() if now - self._last.get((size, r), 0) < STALE}
+        return young or {r: statistics.median(t) for r, t in by.items()}
+
+    def _per_pixel(self, model: str) -> float:
+        """Seconds a row and latent pixel: the dearest of the model's measured sizes, or a first guess."""
+        shares = []
+        for size, by in self._steps.items():
+            name, height, width = size.rsplit(" ", 2)
+            if name == model:
+                shares += [statistics.median(t) / r / (int(height) * int(width) / 64) for r, t in by.items()]
+        return max(shares, default=FIRST_GUESS)
+
+
+def size_name(key: BatchKey) -> str:
+    """How a size is called in the stored table: `model height width`."""
+    return f"{key.model} {key.height} {key.width}"

@@ -1,0 +1,178 @@
+"""The loop: Params in, Events out. One thread owns it and the nets."""
+
+from __future__ import annotations
+
+import queue
+import time
+import traceback
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from darkroom.engine.cost import CostModel
+from darkroom.engine.messages import Cancel, Message, Stop, Submit
+from darkroom.engine.runner import Runner
+from darkroom.engine.sample import Batch, BatchKey, Sample
+from darkroom.engine.scheduler import Scheduler
+from darkroom.types import Cancelled, Event, Failed, Finished, Params, Progress, Queued
+
+log = structlog.get_logger("engine")
+
+
+class Engine:
+    """Samples of one or more models, stepped together where they may. `put` is for any thread, all else for the owner.
+
+    started is called with a job's id before the nets first touch it, so that whoever watches this process knows which
+    jobs were in its hands when it died.
+    """
+
+    def __init__(
+        self, runners: Mapping[str, Runner], cost: CostModel, max_rows: int = 16, exact: bool = False,
+        started: Callable[[str], None] = lambda job_id: None, clock: Callable[[], float] = time.perf_counter,
+    ):  # fmt: skip
+        self.scheduler = Scheduler(cost, max_rows, exact)
+        self._runners = runners
+        self._cost = cost
+        self._decode_cap = 1 if exact else max_rows // 2
+        self._started = started
+        self._clock = clock
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._finishing: list[Sample] = []  # denoised, not yet decoded
+        self._events: list[Event] = []
+        self._stopped = False
+
+    def put(self, message: Message) -> None:
+        self._inbox.put(message)
+
+    def run(self, emit: Callable[[list[Event]], None]) -> None:
+        """Step until a Stop arrives; sleeps while there is nothing to do."""
+        while not self._stopped:
+            emit(self.step(wait=not self.busy))
+
+    @property
+    def busy(self) -> bool:
+        return bool(len(self.scheduler) or self._finishing)
+
+    def step(self, wait: bool = False) -> list[Event]:
+        """One turn; with `wait` it sleeps until a message comes. Returns the news of all jobs."""
+        self._take_inbox(wait)
+        batch = self.scheduler.schedule(self._clock())
+        seconds = self._denoise(batch) if batch else 0.0
+        self._finish(self._most_to_decode(seconds))
+        events, self._events = self._events, []
+        return events
+
+    def _take_inbox(self, wait: bool) -> None:
+        try:
+            message = self._inbox.get(block=wait)
+            while True:
+                self._take(message)
+                message = self._inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Submit(job_id, params):
+                self._events.append(Queued(job_id))
+                self._guard([job_id], lambda: self._admit(job_id, params))
+            case Cancel(job_id):
+                self._cancel(job_id)
+            case Stop():
+                self._stopped = True
+
+    def _admit(self, job_id: str, params: Params) -> None:
+        family = self._runners[params.model].family
+        steps = len(family.plan(params).table)
+        key = BatchKey(params.model, params.height, params.width, str(family.dtype).removeprefix("torch."))
+        sample = Sample(job_id, params, key, steps, 2 if params.cfg > 1 else 1, arrived=self._clock())
+        if steps:
+            self.scheduler.add(sample)
+        elif self._prepare(sample):
+            self._finishing.append(sample)
+
+    def _cancel(self, job_id: str) -> None:
+        waiting = [s for s in self._finishing if s.id == job_id]
+        if self.scheduler.cancel(job_id) or waiting:
+            self._finishing = [s for s in self._finishing if s.id != job_id]
+            self._events.append(Cancelled(job_id))
+
+    def _denoise(self, batch: Batch) -> float:
+        """One step of the batch; returns its seconds. Whoever cannot be prepared fails alone."""
+        for sample in batch.samples:
+            if not sample.prepared and not self._prepare(sample):
+                self.scheduler.cancel(sample.id)
+        batch = Batch(tuple(sample for sample in batch.samples if sample.prepared))
+        if not batch.samples:
+            return 0.0
+        start = self._clock()
+        if not self._guard([s.id for s in batch.samples], lambda: self._runner(batch.key).denoise(batch), fail=len(batch.samples) == 1):
+            return self._separate(batch)
+        seconds = self._clock() - start
+        self._finishing += self.scheduler.settle(batch, seconds)
+        self._events += [Progress(s.id, s.step, s.steps) for s in batch.samples]
+        return seconds
+
+    def _separate(self, batch: Batch) -> float:
+        """After a pass that failed: a Sample that was alone is out, the others go on, each alone."""
+        for sample in batch.samples:
+            sample.alone = True
+            if len(batch.samples) == 1:
+                self.scheduler.cancel(sample.id)
+        return 0.0
+
+    def _prepare(self, sample: Sample) -> bool:
+        self._started(sample.id)
+        sample.started = self._clock()
+        runner = self._runner(sample.key)
+        return self._guard([sample.id], lambda: runner.prepare(sample, runner.family.plan(sample.params)))
+
+    def _most_to_decode(self, step_seconds: float) -> int:
+        """How many pictures to decode in this turn: while others run, no more than take about a step, but one at least."""
+        if not self._finishing or not len(self.scheduler):
+            return self._decode_cap
+        fits = int(step_seconds / max(self._cost.decode_seconds(self._finishing[0].key), 1e-6))
+        return max(1, min(self._decode_cap, fits))
+
+    def _finish(self, most: int) -> None:
+        """Decode the oldest finished Samples of one size together."""
+        if not self._finishing:
+            return
+        key = self._finishing[0].key
+        group = [s for s in self._finishing if s.key == key][:most]
+        if any(s.alone for s in group):
+            group = group[:1]
+        self._finishing = [s for s in self._finishing if s not in group]
+        if not self._guard([s.id for s in group], lambda: self._decode(group), fail=len(group) == 1):
+            for sample in group:
+                sample.alone = True
+            self._finishing = (group if len(group) > 1 else []) + self._finishing
+
+    def _decode(self, group: list[Sample]) -> None:
+        start = self._clock()
+        pictures = self._runner(group[0].key).decode(group)
+        end = self._clock()
+        self._cost.observe_decode(group[0].key, len(group), end - start)
+        for sample, pixels in zip(group, pictures, strict=True):
+            if pixels is None:
+                self._events.append(Failed(sample.id, "not_finite", "the model gave numbers that are not finite (NaN); other parameters may help"))
+                continue
+            params, started = sample.params, sample.started or sample.arrived
+            note = sample.state.text.note
+            self._events.append(
+                Finished(sample.id, pixels.tobytes(), params.width, params.height, sample.steps, started - sample.arrived, end - started, note)
+            )
+
+    def _runner(self, key: BatchKey) -> Runner:
+        return self._runners[key.model]
+
+    def _guard(self, job_ids: list[str], work: Callable[[], None], fail: bool = True) -> bool:
+        """Do the work; an exception ends these jobs (where `fail`) and nobody else's. Returns whether it went well."""
+        try:
+            work()
+            return True
+        except Exception as error:
+            log.error("a pass failed", jobs=job_ids, error=repr(error), trace=traceback.format_exc())
+            if fail:
+                self._events += [Failed(job_id, "engine_error", f"the engine could not make this picture ({type(error).__name__})") for job_id in job_ids]
+            return False

@@ -1,0 +1,56 @@
+"""What the Runner asks of a family of nets: SDXL, and whatever follows, behind one protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from darkroom.types import Params
+
+
+@dataclass(frozen=True)
+class Text:
+    """One encoded prompt: hidden [1, tokens, d], pooled [1, p]; `note` says from which word it was cut, or is empty."""
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The way of one Sample: coefficients [steps, 8] (`samplers.py`), and how it starts.
+
+    A start is signal * latents of the init image + noise * unit noise; from pure noise signal is 0.
+    """
+
+    table: np.ndarray
+    signal: float
+    noise: float
+
+
+class Family(Protocol):
+    """The nets of one checkpoint. One thread owns them; every call belongs to it."""
+
+    dtype: torch.dtype
+    device: torch.device
+    latent_channels: int
+    latent_scale: int
+
+    def plan(self, params: Params) -> Plan:
+        """Which steps to run and from where. A control_strength of 1 plans no step."""
+
+    def encode_prompt(self, prompt: str, like: Text | None = None) -> Text:
+        """Encode a prompt; an empty one with `like` given is the unconditional of that text."""
+
+    def encode_image(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """[1, 3, h, w] in -1..1 to scaled latents [1, c, h/8, w/8], fp32; the posterior's mode without a generator."""
+
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: list[Text], sides: list[tuple[int, int]]) -> torch.Tensor:
+        """One forward pass: x [n, c, h, w] in the nets' dtype, t [n] fp32, a text and (height, width) for each row; fp32 out."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents [n, c, h, w] to pictures [n, 3, 8h, 8w] in -1..1, fp32, not clamped."""

@@ -1,0 +1,41 @@
+"""Which device and dtype to run on."""
+
+from __future__ import annotations
+
+import torch
+
+from darkroom.errors import Unsupported
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """The named device and dtype, or for `auto` the best here: CUDA with bf16 (fp16 on older cards), MPS with fp16, CPU with fp32.
+
+    Raises Unsupported where the named one is not here.
+    """
+    where = torch.device(_best() if device == "auto" else _known(device))
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise Unsupported(f"dtype must be auto or one of {', '.join(DTYPES)}, got {dtype!r}")
+        return where, DTYPES[dtype]
+    if where.type == "cuda":
+        return where, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return where, torch.float16 if where.type == "mps" else torch.float32
+
+
+def _best() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _known(device: str) -> str:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise Unsupported(f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}") from error
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not here.get(kind, False):
+        raise Unsupported(f"device {device!r} is not on this machine")
+    return device

@@ -1,0 +1,136 @@
+"""Batch -> stacked tensors -> Family -> sampler step -> back to each Sample."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from darkroom.engine import samplers
+from darkroom.engine.family import Family, Plan, Text
+from darkroom.engine.sample import Batch, Sample
+from darkroom.types import Params
+
+PROMPTS = 256  # encoded prompts kept; an SDXL one takes 0.6 MB in fp32
+
+
+@dataclass
+class State:
+    """What a Sample carries between steps: latents and denoised [1, c, h, w], fp32, on the device."""
+
+    plan: Plan
+    latents: torch.Tensor
+    text: Text
+    negative: Text | None
+    generator: torch.Generator
+    denoised: torch.Tensor | None = None
+
+
+class Runner:
+    """The only user of the nets. Noise is drawn on the CPU in fp32, a generator for each Sample, so that a seed gives the
+    same noise on every device and in any company."""
+
+    def __init__(self, family: Family):
+        self.family = family
+        self._texts: OrderedDict[str, Text] = OrderedDict()
+
+    @torch.inference_mode()
+    def prepare(self, sample: Sample, plan: Plan) -> None:
+        """Encode text and image and draw the start of a Sample."""
+        params = sample.params
+        text = self._encode(params.prompt)
+        negative = self._unconditional(params.negative_prompt, text) if sample.rows == 2 else None
+        generator = torch.Generator("cpu").manual_seed(params.seed)
+        sample.state = State(plan, self._start(params, plan, generator), text, negative, generator)
+
+    @torch.inference_mode()
+    def denoise(self, batch: Batch) -> None:
+        """One forward pass and one sampler step for every Sample of the batch."""
+        samples = batch.samples
+        states: list[State] = [sample.state for sample in samples]
+        row = self._rows(samples)
+        x = torch.cat([state.latents for state in states])
+        out = self._guided(samples, states, x * row[:, samplers.C_IN].view(-1, 1, 1, 1), row[:, samplers.T])
+        x, denoised = samplers.advance(x, out, row, self._before(samples, states), self._noise(samples, states))
+        for i, state in enumerate(states):
+            state.latents, state.denoised = x[i : i + 1], denoised[i : i + 1]
+
+    @torch.inference_mode()
+    def decode(self, samples: list[Sample]) -> list[np.ndarray | None]:
+        """Pictures [h, w, 3] uint8 of finished Samples of one size; None for one that is not finite."""
+        pictures = self.family.decode(torch.cat([sample.state.latents for sample in samples]))
+        finite = torch.isfinite(pictures).flatten(1).all(dim=1).tolist()
+        pixels = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        return [(p * 255).round().astype(np.uint8) if ok else None for p, ok in zip(pixels, finite, strict=True)]
+
+    def _encode(self, prompt: str) -> Text:
+        if prompt not in self._texts:
+            self._texts[prompt] = self.family.encode_prompt(prompt)
+            if len(self._texts) > PROMPTS:
+                self._texts.popitem(last=False)
+        self._texts.move_to_end(prompt)
+        return self._texts[prompt]
+
+    def _unconditional(self, negative_prompt: str, text: Text) -> Text:
+        return self._encode(negative_prompt) if negative_prompt else self.family.encode_prompt("", like=text)
+
+    def _start(self, params: Params, plan: Plan, generator: torch.Generator) -> torch.Tensor:
+        scale = self.family.latent_scale
+        shape = (1, self.family.latent_channels, params.height // scale, params.width // scale)
+        latents = torch.zeros(shape, device=self.family.device)
+        if plan.signal:
+            assert params.image is not None
+            # the posterior is drawn before the noise, from the same generator, as diffusers does; without a step nothing is drawn
+            latents = plan.signal * self.family.encode_image(_pixels(params), generator if plan.noise else None)
+        if plan.noise:
+            noise = torch.randn(shape, generator=generator).to(self.family.device)
+            latents = latents + plan.noise * noise
+        return latents
+
+    def _rows(self, samples: tuple[Sample, ...]) -> torch.Tensor:
+        """The coefficients of each Sample's current step [n, 8]: one copy to the device."""
+        table = np.stack([sample.state.plan.table[sample.step] for sample in samples])
+        return torch.from_numpy(table).to(self.family.device, non_blocking=True)
+
+    def _guided(self, samples: tuple[Sample, ...], states: list[State], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): unconditional + cfg * (conditional - unconditional).
+
+        ONE index list gathers latents, timesteps, texts and sizes alike: the unconditional rows of the guided Samples,
+        then a conditional row of every Sample.
+        """
+        guided = [i for i, sample in enumerate(samples) if sample.rows == 2]
+        index = [*guided, *range(len(samples))]
+        negatives = [state.negative for state in states if state.negative is not None]
+        texts = negatives + [state.text for state in states]
+        sides = [(samples[i].params.height, samples[i].params.width) for i in index]
+        gather = torch.tensor(index).to(x.device, non_blocking=True)
+        out = self.family.denoise(x[gather].to(self.family.dtype), t[gather], texts, sides)
+        if not guided:
+            return out
+        unconditional, conditional = out[: len(guided)], out[len(guided) :]
+        cfg = torch.tensor([samples[i].params.cfg for i in guided]).to(x.device, non_blocking=True).view(-1, 1, 1, 1)
+        which = gather[: len(guided)]
+        return conditional.index_copy(0, which, unconditional + cfg * (conditional[which] - unconditional))
+
+    def _before(self, samples: tuple[Sample, ...], states: list[State]) -> torch.Tensor | None:
+        """The denoised of the step before, where a multistep method wants it (a row without one weighs it by 0)."""
+        if not any(sample.state.plan.table[sample.step, samplers.C] for sample in samples):
+            return None
+        return torch.cat([state.latents if state.denoised is None else state.denoised for state in states])
+
+    def _noise(self, samples: tuple[Sample, ...], states: list[State]) -> torch.Tensor | None:
+        """Fresh noise of the ancestral rows, each from its own generator; the other rows draw nothing."""
+        wants = [bool(sample.state.plan.table[sample.step, samplers.D]) for sample in samples]
+        if not any(wants):
+            return None
+        rows = [torch.randn(s.latents.shape, generator=s.generator) if w else torch.zeros(s.latents.shape) for s, w in zip(states, wants, strict=True)]
+        return torch.cat(rows).to(self.family.device, non_blocking=True)
+
+
+def _pixels(params: Params) -> torch.Tensor:
+    """The init picture as [1, 3, h, w] in -1..1."""
+    assert params.image is not None
+    flat = torch.frombuffer(bytearray(params.image), dtype=torch.uint8)
+    return flat.view(1, params.height, params.width, 3).permute(0, 3, 1, 2).float() / 127.5 - 1

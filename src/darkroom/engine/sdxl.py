@@ -1,0 +1,149 @@
+"""SDXL: UNet2DConditionModel with text_time conditioning, two CLIP text encoders, AutoencoderKL."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from darkroom.engine.family import Plan, Text
+from darkroom.engine.sigmas import SigmaSchedule
+from darkroom.errors import Unsupported
+from darkroom.types import Params
+
+NETS: dict[str, Any] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+
+
+class SDXL:
+    """The nets of one SDXL checkpoint in eager PyTorch: the reference backend."""
+
+    def __init__(
+        self, nets: dict[str, Any], tokenizers: list[Any], schedule: SigmaSchedule, device: torch.device, dtype: torch.dtype,
+        zeros_for_empty: bool = True,
+    ):  # fmt: skip
+        self.dtype, self.device, self.schedule = dtype, device, schedule
+        self._zeros_for_empty = zeros_for_empty
+        self._tokenizers = tokenizers
+        self.unet, self.vae = nets["unet"], nets["vae"]
+        self._encoders = [nets["text_encoder"], nets["text_encoder_2"]]
+        _refuse(self.unet.config, self.vae.config)
+        # fp16 overflows in SDXL's autoencoder: NaN, a black picture
+        self._vae_dtype = torch.float32 if self.vae.config.force_upcast else dtype
+        if self.vae.dtype != self._vae_dtype:
+            self.vae.to(self._vae_dtype)
+        for net in nets.values():
+            net.to(device).eval().requires_grad_(False)
+        for net in (self.unet, self.vae):
+            net.to(memory_format=torch.channels_last)
+        self.latent_channels = self.unet.config.in_channels
+        self.latent_scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self._shift, self._scale = _latent_statistics(self.vae.config, device)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> SDXL:
+        """From a diffusers folder, weights by memory map. Raises Unsupported for what cannot be honoured."""
+        index = json.loads((folder / "model_index.json").read_text())
+        if index.get("requires_aesthetics_score"):
+            raise Unsupported("model_index.json: requires_aesthetics_score = True (a refiner) cannot be honoured")
+        schedule = SigmaSchedule.read(folder)
+        nets = {name: kind.from_pretrained(folder / name, dtype=dtype, **_files(folder / name)) for name, kind in NETS.items()}
+        tokenizers = [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
+        return cls(nets, tokenizers, schedule, device, dtype, index.get("force_zeros_for_empty_prompt", True))
+
+    @classmethod
+    def load_single_file(cls, file: Path, config: str, device: torch.device, dtype: torch.dtype) -> SDXL:
+        """From one .safetensors file in SDXL's original layout; `config` is a folder or hub id with the configs and tokenizers."""
+        from diffusers import StableDiffusionXLPipeline
+
+        pipe = StableDiffusionXLPipeline.from_single_file(str(file), config=config, torch_dtype=dtype)
+        nets = {name: getattr(pipe, name) for name in NETS}
+        schedule = SigmaSchedule({**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__})
+        return cls(nets, [pipe.tokenizer, pipe.tokenizer_2], schedule, device, dtype, pipe.config.force_zeros_for_empty_prompt)
+
+    def plan(self, params: Params) -> Plan:
+        """SDXL runs floor(steps * strength) of the steps, computed in decimal (a float makes 28 of 100 * 0.29), at least one."""
+        steps, control = params.steps, params.control_strength
+        if control is None or control == 0:
+            table, scale = self.schedule.plan(steps)
+            return Plan(table, 0.0, scale)
+        run = max(1, int(steps * (1 - Decimal(control)))) if control < 1 else 0
+        start = steps - run
+        if run == 0:
+            return Plan(self.schedule.plan(steps, steps - 1)[0][:0], 1.0, 0.0)
+        return Plan(self.schedule.plan(steps, start)[0], 1.0, self.schedule.start_sigma(steps, start))
+
+    def encode_prompt(self, prompt: str, like: Text | None = None) -> Text:
+        if not prompt and like is not None and self._zeros_for_empty:
+            return Text(torch.zeros_like(like.hidden), torch.zeros_like(like.pooled))
+        hidden, pooled = [], None
+        for tokenizer, encoder in zip(self._tokenizers, self._encoders, strict=True):
+            ids = tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+            out = encoder(ids.input_ids.to(self.device), output_hidden_states=True)
+            hidden.append(out.hidden_states[-2])
+            pooled = out[0]
+        assert pooled is not None
+        return Text(torch.cat(hidden, dim=-1).to(self.dtype), pooled.to(self.dtype), self._cut(prompt))
+
+    def encode_image(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        pixels = pixels.to(self.device, self._vae_dtype, memory_format=torch.channels_last)
+        posterior = self.vae.encode(pixels).latent_dist
+        z = posterior.sample(generator) if generator is not None else posterior.mode()
+        return (z.float() - self._shift) * self._scale
+
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: list[Text], sides: list[tuple[int, int]]) -> torch.Tensor:
+        # original size, crop, target size; the size asked for stands for both, as in diffusers' own defaults
+        time_ids = torch.tensor([[h, w, 0, 0, h, w] for h, w in sides], dtype=self.dtype).to(self.device, non_blocking=True)
+        added = {"text_embeds": torch.cat([text.pooled for text in texts]), "time_ids": time_ids}
+        hidden = torch.cat([text.hidden for text in texts])
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self.unet(x, t, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False)[0].float()
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        z = (latents / self._scale + self._shift).to(self._vae_dtype, memory_format=torch.channels_last)
+        return self.vae.decode(z, return_dict=False)[0].float()
+
+    def _cut(self, prompt: str) -> str:
+        """From which word on the text encoders cannot hear; empty where they hear all."""
+        tokenizer = self._tokenizers[0]
+        whole = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
+        limit = tokenizer.model_max_length
+        if len(whole.input_ids) <= limit:
+            return ""
+        start = whole.offset_mapping[limit - 1][0]  # the last place holds the end token
+        word = prompt[prompt.rfind(" ", 0, start + 1) + 1 :].split()[0][:40]
+        return f"the prompt is longer than {limit} tokens and was cut from {word!r} on"
+
+
+def _files(folder: Path) -> dict[str, Any]:
+    """How to open a component: the plain weights, or the fp16 variant where only that lies there."""
+    plain = any(folder.glob("*model.safetensors")) or any(folder.glob("*model.safetensors.index.json"))
+    variant = {} if plain or not any(folder.glob("*.fp16.safetensors*")) else {"variant": "fp16"}
+    return {"use_safetensors": True, "low_cpu_mem_usage": True, "local_files_only": True, **variant}
+
+
+def _latent_statistics(config: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shift and scale such that scaled latents are (z - shift) * scale, [1, c or 1, 1, 1]."""
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None or std is None:
+        return torch.zeros(1, 1, 1, 1, device=device), torch.full((1, 1, 1, 1), config.scaling_factor, device=device)
+    deviation = torch.tensor(std, device=device).view(1, -1, 1, 1)
+    return torch.tensor(mean, device=device).view(1, -1, 1, 1), config.scaling_factor / deviation
+
+
+def _refuse(unet: Any, vae: Any) -> None:
+    wanted = {"addition_embed_type": ("text_time",), "time_cond_proj_dim": (None,), "class_embed_type": (None,), "encoder_hid_dim_type": (None,)}
+    for field, values in wanted.items():
+        if unet.get(field) not in values:
+            raise Unsupported(f"unet/config.json: {field} must be one of {values}, got {unet.get(field)!r}")
+    if unet.in_channels != vae.latent_channels or unet.out_channels != vae.latent_channels:
+        raise Unsupported(f"unet/config.json: in_channels = {unet.in_channels} does not fit vae latent_channels = {vae.latent_channels}")

@@ -1,0 +1,94 @@
+"""The models known by name, where their weights lie, and how any other is named: a folder, a single file, a hub id."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+from darkroom.errors import NotFound, Unsupported
+from darkroom.types import ModelCard
+
+DEMO = "demo-xl"
+BASE = "stable-diffusion-xl-base-1.0"
+COMPLETE = ".complete"  # written last into a folder that was pulled: without it, half a model may lie there
+FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionXLImg2ImgPipeline": "sdxl"}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def known(data_dir: Path) -> list[ModelCard]:
+    """Every model known by name, with its path where the weights are on this machine."""
+    base = ModelCard(
+        BASE, "sdxl", None, hub_id=f"stabilityai/{BASE}", default_side=512, max_side=2048,
+        license="CreativeML Open RAIL++-M",
+        license_url="https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
+    )  # fmt: skip
+    return [_demo(), _located(base, data_dir)]
+
+
+def resolve(name: str, data_dir: Path) -> ModelCard:
+    """The card of a known name, a diffusers folder, a .safetensors file or a hub id.
+
+    path is None where the weights have to be pulled first. Raises NotFound for anything else, and Unsupported for a
+    folder of another kind of model.
+    """
+    cards = {card.name: card for card in known(data_dir)}
+    if name == "auto":
+        return cards[BASE] if cards[BASE].path else cards[DEMO]
+    if name in cards:
+        return cards[name]
+    path = Path(name).expanduser()
+    if path.exists():
+        return _from_path(path.resolve())
+    if HUB_ID.fullmatch(name):
+        return _located(ModelCard(name.split("/")[1], "sdxl", None, hub_id=name), data_dir)
+    raise NotFound(f"no model {name!r}: give one of {', '.join(cards)}, a diffusers folder, a .safetensors file or a hub id (owner/name)")
+
+
+def pull_command(card: ModelCard) -> str:
+    """The line that brings the weights of a card."""
+    return f"darkroom models pull {card.hub_id if card.name != BASE else card.name}"
+
+
+def folder_for(card: ModelCard, data_dir: Path) -> Path:
+    """Where the weights of a pulled model lie."""
+    return data_dir / "models" / card.name
+
+
+def read_card(folder: Path) -> ModelCard:
+    """The card of a diffusers folder; a darkroom.json in it may say more than model_index.json does."""
+    index = json.loads((folder / "model_index.json").read_text())
+    family = FAMILIES.get(index.get("_class_name", ""))
+    if family is None:
+        raise Unsupported(f"{folder.name}/model_index.json: _class_name must be one of {', '.join(FAMILIES)}, got {index.get('_class_name')!r}")
+    own = json.loads((folder / "darkroom.json").read_text()) if (folder / "darkroom.json").exists() else {}
+    language = own.get("language", {})
+    fields = {k: own[k] for k in ("name", "default_side", "max_side", "default_steps", "min_steps", "max_steps", "default_cfg", "license") if k in own}
+    return replace(
+        ModelCard(folder.name, family, str(folder)),
+        words=frozenset(language.get("words", ())), hint=language.get("hint", ""), examples=tuple(own.get("examples", ())), **fields,
+    )  # fmt: skip
+
+
+def _demo() -> ModelCard:
+    folder = Path(str(resources.files("darkroom"))) / "demo" / DEMO
+    if not (folder / "model_index.json").exists():
+        return ModelCard(DEMO, "sdxl", None, default_side=512, max_side=1024)
+    return replace(read_card(folder), name=DEMO)
+
+
+def _located(card: ModelCard, data_dir: Path) -> ModelCard:
+    folder = folder_for(card, data_dir)
+    return replace(card, path=str(folder)) if (folder / COMPLETE).exists() else card
+
+
+def _from_path(path: Path) -> ModelCard:
+    if path.is_dir():
+        if not (path / "model_index.json").exists():
+            raise NotFound(f"{path.name} is not a diffusers folder: it has no model_index.json")
+        return read_card(path)
+    if path.suffix != ".safetensors":
+        raise NotFound(f"{path.name} is neither a diffusers folder nor a .safetensors file")
+    return ModelCard(path.stem, "sdxl", str(path))

@@ -1,0 +1,279 @@
+"""A Worker in a child process of the gateway. No torch here.
+
+When the child dies, the jobs that its nets had touched are suspects: they are tried once more, each alone in a fresh
+child, so that one that kills its worker takes no other along; then the rest goes on as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import structlog
+
+from darkroom.engine.cost import CostModel
+from darkroom.engine.messages import Cancel, Stop, Submit
+from darkroom.engine.sample import BatchKey
+from darkroom.models.catalogue import pull_command
+from darkroom.settings import Settings
+from darkroom.types import FINAL, Cancelled, Event, Failed, ModelCard, Params, Progress, WorkerState
+from darkroom.worker.child import Costs, Order, Started
+
+log = structlog.get_logger("worker")
+
+MAX_LOAD_DEATHS = 3  # deaths in a row before a model was loaded: then it is the model's fault, and trying on helps nobody
+REVIVE_SECONDS = 30.0  # after a failed load, the earliest next try (a job that comes then starts it)
+STOP_SECONDS = 10.0  # that a child has to end by itself
+
+
+@dataclass
+class _Entry:
+    """A job in the gateway's book: sent to the child or not, touched by its nets or not."""
+
+    params: Params
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    sent: bool = False
+    touched: bool = False
+    deaths: int = 0
+    step: int = 0
+
+
+class LocalWorker:
+    """Runs an Engine for these models in a child process; see `worker/protocol.py` for the calls."""
+
+    def __init__(self, cards: Sequence[ModelCard], settings: Settings):
+        self._cards = {card.name: card for card in cards}
+        self._settings = settings
+        self._costs = CostModel()
+        self._jobs: OrderedDict[str, _Entry] = OrderedDict()
+        self._state = WorkerState("starting")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._load_deaths = 0
+        self._failed_at = 0.0
+        self._closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        if any(card.path for card in self._cards.values()):
+            self._spawn()
+        else:
+            self._state = WorkerState("failed", error=self._missing(next(iter(self._cards.values()))))
+
+    async def submit(self, job_id: str, params: Params) -> AsyncIterator[Event]:
+        assert job_id not in self._jobs, f"job {job_id} is here already"
+        refusal = self._refusal(job_id, params)
+        if refusal:
+            yield refusal
+            return
+        entry = self._jobs[job_id] = _Entry(params)
+        self._feed()
+        try:
+            while True:
+                event = await entry.events.get()
+                yield event
+                if isinstance(event, FINAL):
+                    return
+        finally:
+            self.cancel(job_id)
+
+    def cancel(self, job_id: str) -> None:
+        entry = self._jobs.get(job_id)
+        if entry is None:
+            return
+        if entry.sent:
+            self._send(Cancel(job_id))
+        else:
+            self._settle(Cancelled(job_id))
+
+    def state(self) -> WorkerState:
+        return self._state
+
+    def backlog_seconds(self) -> float:
+        return sum(self._seconds_left(entry) for entry in self._jobs.values())
+
+    async def close(self) -> None:
+        self._closing = True
+        self._send(Stop())
+        if self._process is not None:
+            waiting = asyncio.get_running_loop().run_in_executor(None, self._wait_or_kill, self._process)
+            await waiting
+        for job_id in list(self._jobs):
+            self._settle(Failed(job_id, "shutting_down", "the server is shutting down; send the request again", 503, retry_after=5))
+
+    # the child's life
+
+    def _spawn(self) -> None:
+        """Start a child that shares one end of a socket pair, and a thread that reads the other."""
+        settings = self._settings
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "darkroom.worker.child", str(theirs.fileno())]
+            # a session of its own: Ctrl-C is for the gateway, which then ends the child in good order
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL)
+        self._connection = Connection(ours.detach())
+        cards = tuple(card for card in self._cards.values() if card.path)
+        self._state = WorkerState("loading")
+        costs = settings.data_dir / "costs.json"
+        self._send(Order(cards, settings.device, settings.dtype, settings.threads, settings.max_rows, settings.exact, costs))
+        threading.Thread(target=self._read, args=(self._connection, self._process), daemon=True).start()
+        assert self._loop is not None
+        self._loop.call_later(settings.load_timeout, self._check_load, self._process)
+
+    def _read(self, connection: Connection, process: subprocess.Popen[bytes]) -> None:
+        """Thread: messages of one child, until its end of the socket closes."""
+        assert self._loop is not None
+        try:
+            while True:
+                self._loop.call_soon_threadsafe(self._take, process, connection.recv())
+        except (EOFError, OSError):
+            code = process.wait()
+            connection.close()
+            self._call_soon(self._died, process, code)
+        except RuntimeError:  # the loop is closed: the gateway is gone
+            process.kill()
+
+    def _call_soon(self, *args: Any) -> None:
+        try:
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(*args)
+        except RuntimeError:
+            return  # the loop is closed, and with it everyone who would want to know
+
+    def _died(self, process: subprocess.Popen[bytes], code: int) -> None:
+        if process is not self._process or self._closing:
+            return
+        self._process = self._connection = None
+        if self._state.status == "failed":
+            return self._fail_all()
+        log.error("the worker ended unexpectedly", code=code, loading=self._state.status == "loading")
+        if self._state.status == "loading":
+            self._load_deaths += 1
+            if self._load_deaths >= MAX_LOAD_DEATHS:
+                self._fail_load(f"the worker ended {self._load_deaths} times while it loaded the model (exit code {code}; out of memory?)")
+                return self._fail_all()
+        self._suspect()
+        self._spawn()
+
+    def _suspect(self) -> None:
+        """Mark who was in the dead child's hands; who was there when it died alone as well is out."""
+        for job_id, entry in list(self._jobs.items()):
+            if entry.touched:
+                entry.deaths += 1
+            entry.sent = entry.touched = False
+            entry.step = 0
+            if entry.deaths >= 2:
+                self._settle(Failed(job_id, "worker_died", "the worker died twice on this job, the second time with no other job beside it"))
+
+    def _check_load(self, process: subprocess.Popen[bytes]) -> None:
+        if process is self._process and self._state.status == "loading":
+            self._fail_load(f"the model was not loaded after {self._settings.load_timeout:g} s")
+            process.kill()
+
+    def _fail_load(self, why: str) -> None:
+        self._state = WorkerState("failed", error=why)
+        self._failed_at = time.monotonic()
+
+    def _fail_all(self) -> None:
+        for job_id in list(self._jobs):
+            self._settle(self._load_failure(job_id))
+
+    @staticmethod
+    def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    # messages
+
+    def _take(self, process: subprocess.Popen[bytes], message: Any) -> None:
+        if process is not self._process:
+            return
+        match message:
+            case WorkerState(status=status):
+                self._state = message
+                if status == "failed":
+                    self._fail_load(message.error)
+                elif status == "ready":
+                    self._load_deaths = 0
+                    self._feed()
+            case Started(job_id):
+                if job_id in self._jobs:
+                    self._jobs[job_id].touched = True
+            case Costs(table):
+                self._costs.load(table)
+            case _:
+                self._settle(message) if isinstance(message, FINAL) else self._tell(message)
+
+    def _tell(self, event: Event) -> None:
+        entry = self._jobs.get(event.job_id)
+        if entry is None:
+            return
+        if isinstance(event, Progress):
+            entry.step = event.step
+        entry.events.put_nowait(event)
+
+    def _settle(self, event: Event) -> None:
+        """A job's one final event; the next suspect may come in."""
+        self._tell(event)
+        self._jobs.pop(event.job_id, None)
+        self._feed()
+
+    def _feed(self) -> None:
+        """Send what may go to the child: everything, or while there are suspects one of them and nothing else."""
+        if self._state.status != "ready":
+            return
+        suspects = [job_id for job_id, entry in self._jobs.items() if entry.deaths]
+        if suspects and any(entry.sent for entry in self._jobs.values()):
+            return
+        for job_id in suspects[:1] or list(self._jobs):
+            entry = self._jobs[job_id]
+            if not entry.sent:
+                entry.sent = True
+                self._send(Submit(job_id, entry.params))
+
+    def _send(self, message: Any) -> None:
+        if self._connection is None:
+            return
+        try:
+            self._connection.send(message)
+        except OSError:
+            return  # the child is gone; its reader says so
+
+    # answers without a child
+
+    def _refusal(self, job_id: str, params: Params) -> Failed | None:
+        card = self._cards.get(params.model)
+        if self._closing or card is None:
+            return Failed(job_id, "unavailable", f"the worker does not run {params.model}", 503, retry_after=5)
+        if card.path is None:
+            return Failed(job_id, "model_unavailable", self._missing(card), 503, retry_after=60)
+        if self._state.status == "failed":
+            if time.monotonic() - self._failed_at < REVIVE_SECONDS:
+                return self._load_failure(job_id)
+            self._load_deaths = 0
+            self._spawn()
+        return None
+
+    def _missing(self, card: ModelCard) -> str:
+        return f"the weights of {card.name} are not here; bring them with: {pull_command(card)}"
+
+    def _load_failure(self, job_id: str) -> Failed:
+        return Failed(job_id, "model_unavailable", f"the model could not be loaded: {self._state.error}", 503, retry_after=REVIVE_SECONDS)
+
+    def _seconds_left(self, entry: _Entry) -> float:
+        params = entry.params
+        key = BatchKey(params.model, params.height, params.width)
+        return self._costs.job_seconds(key, 2 if params.cfg > 1 else 1, max(params.steps - entry.step, 0))
