@@ -1,0 +1,138 @@
+"""Scenes: what a picture of the language shows, drawn at random, put into words, and shared out between training and judge."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+from .language import BACKGROUNDS, CLASHES, COLOURS, DRAWN, RELATIONS, SHAPES, SIZES, SYNONYMS
+
+HELD_OUT_OF_TEN = 1  # of ten scenes, kept from training for the judge
+SPAN = {"small": (0.30, 0.36), "": (0.56, 0.66), "large": (0.80, 0.88)}  # side of the one figure / side of the picture
+PAIR_SPAN = (0.38, 0.45)
+PAIR_PLACE = 0.26  # distance of a pair's centres from the nearer edges
+FACES = ("puppy dog", "cat")  # that may wear glasses
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A thing (colour None) or a coloured shape."""
+
+    name: str
+    colour: str | None = None
+
+    @property
+    def words(self) -> str:
+        return f"{self.colour} {self.name}" if self.colour else self.name
+
+    def stands_out(self, ground: str) -> bool:
+        """Whether the figure can be told from the background `ground`."""
+        return ground != self.colour if self.colour else ground not in CLASHES.get(self.name, ())
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One figure with a size, or two with a relation, on a background. `deed` is "glasses" for a face that wears them."""
+
+    figures: tuple[Figure, ...]
+    ground: str
+    size: str = ""
+    relation: str = ""
+    deed: str = ""
+
+    @property
+    def held_out(self) -> bool:
+        """Decided by the scene alone, whatever the wording: a pair in one order is not a pair in the other."""
+        key = "|".join((*(f.words for f in self.figures), self.ground, self.size, self.relation))
+        return not self.deed and hashlib.sha256(key.encode()).digest()[0] * 10 < HELD_OUT_OF_TEN * 256
+
+    @property
+    def caption(self) -> str:
+        """The plain sentence."""
+        return f"{_subject(self)} on {_article(self.ground)} background"
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a figure is drawn: centre and side, as parts of the picture's side."""
+
+    x: float
+    y: float
+    span: float
+
+
+def draw_figure(rng: random.Random, ground: str, shapes: float = 0.3) -> Figure:
+    """A figure that stands out from `ground`; a shape with probability `shapes`."""
+    while True:
+        is_shape = rng.random() < shapes
+        figure = Figure(rng.choice(SHAPES), rng.choice(list(COLOURS))) if is_shape else Figure(rng.choice(DRAWN))
+        if figure.stands_out(ground):
+            return figure
+
+
+def draw_scene(rng: random.Random, kind: str, shapes: float = 0.3) -> Scene:
+    """A random scene, held out or not. `kind`: "one", "two" or "deed"."""
+    ground = rng.choice(list(BACKGROUNDS))
+    if kind == "deed":
+        face = rng.choice([f for f in FACES if Figure(f).stands_out(ground)])
+        return Scene((Figure(face),), ground, deed="glasses")
+    if kind == "one":
+        return Scene((draw_figure(rng, ground, shapes),), ground, size=rng.choice(("", *SIZES)))
+    pair = (draw_figure(rng, ground, shapes), draw_figure(rng, ground, shapes))
+    return Scene(pair, ground, relation=rng.choice(RELATIONS))
+
+
+def draw_training_scene(rng: random.Random) -> Scene:
+    """A scene that is not held out."""
+    while True:
+        scene = draw_scene(rng, rng.choices(("one", "two", "deed"), (60, 37, 3))[0])
+        if not scene.held_out:
+            return scene
+
+
+def caption(rng: random.Random, scene: Scene) -> str:
+    """One of the ways to say `scene`: now and then without article or background, with a synonym, or as an order to edit."""
+    if scene.deed:
+        text = _deed(rng, scene)
+    elif rng.random() < 0.1 and len(scene.figures) == 1 and not scene.size:
+        text = _name(rng, scene.figures[0])
+    elif rng.random() < 0.05 and not scene.size and scene.relation in ("", "and"):
+        text = "add " + _article(_name(rng, scene.figures[-1]))
+    else:
+        text = _subject(scene, rng)
+    return text if rng.random() < 0.12 else f"{text} on {_article(scene.ground)} background"
+
+
+def place(rng: random.Random, scene: Scene) -> list[Spot]:
+    """A Spot for each figure: mostly about the middle (a small model draws one thing once if it knows where)."""
+    if not scene.relation:
+        span = rng.uniform(*SPAN[scene.size])
+        slack = (1 - span) / 2
+        reach = 0.85 * slack if rng.random() < 0.2 else min(0.05, 0.85 * slack)
+        return [Spot(0.5 + rng.uniform(-reach, reach), 0.5 + rng.uniform(-reach, reach), span)]
+    spots = []
+    for along in (PAIR_PLACE, 1 - PAIR_PLACE):
+        across, along = 0.5 + rng.uniform(-0.06, 0.06), along + rng.uniform(-0.02, 0.02)
+        x, y = (across, along) if scene.relation == "above" else (along, across)
+        spots.append(Spot(x, y, rng.uniform(*PAIR_SPAN)))
+    return spots
+
+
+def _article(words: str) -> str:
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def _name(rng: random.Random | None, figure: Figure) -> str:
+    return rng.choice(SYNONYMS.get(figure.words, (figure.words,))) if rng else figure.words
+
+
+def _subject(scene: Scene, rng: random.Random | None = None) -> str:
+    names = [_name(rng, figure) for figure in scene.figures]
+    first = _article(f"{scene.size} {names[0]}".strip())
+    return f"{first} {scene.relation} {_article(names[1])}" if scene.relation else first
+
+
+def _deed(rng: random.Random, scene: Scene) -> str:
+    name = _name(rng, scene.figures[0])
+    return rng.choice((f"put glasses on the {name}", f"put glassed on the {name}", f"{_article(name)} with glasses"))

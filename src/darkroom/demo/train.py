@@ -1,0 +1,232 @@
+"""`python -m darkroom.demo.train`: makes demo-xl again, from nothing or from the weights of a folder.
+
+Seeded and resumable: stopped at any moment and started with the same words it goes on from its last state file, and
+what it then computes is what it would have computed unbroken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .autoencoder import train_autoencoder, train_decoder
+from .folder import save_folder
+from .nets import FULL, TINY, Nets, load_nets, make_nets, make_scheduler, retokenize
+from .pool import Batch, Pool
+from .sheet import write_sheet
+from .vocabulary import make_tokenizer
+
+ROWS = {64: 64, 96: 28, 128: 20, 192: 10, 256: 6, 512: 2}  # pictures in a step by side: each step costs about alike
+SMALL_FIRST = {64: 0.55, 96: 0.25, 128: 0.2}  # words bind to pictures in minutes at these sizes, in hours at larger ones
+ALL_SIZES = {64: 0.05, 96: 0.1, 128: 0.25, 192: 0.1, 256: 0.3, 512: 0.2}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train the denoiser. Everything that decides the outcome, beside the code."""
+
+    steps: int = 12000
+    seed: int = 1
+    rate: float = 1e-3  # AdamW's, after the warm-up
+    warm_up: int = 150  # steps
+    cool_down: float = 0.4  # last part of the steps, in which the rate falls to nothing
+    small_first: float = 0.4  # first part of the steps, at small sizes only
+    reuse: int = 5  # steps for each batch made
+    window: int = 1500  # newest batches a step draws from
+    decay: float = 0.999  # of the averaged weights
+    rows: dict[int, int] = field(default_factory=lambda: dict(ROWS))
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of step `step`."""
+        left = (self.steps - step) / (self.cool_down * self.steps)
+        return self.rate * min(1.0, (step + 1) / self.warm_up, max(left, 0.01))
+
+
+class Trainer:
+    """UNet and both text encoders against a frozen autoencoder."""
+
+    def __init__(self, nets: Nets, plan: Plan, folder: Path):
+        self.nets, self.plan, self.folder, self.step = nets, plan, folder, 0
+        nets.unet.to(memory_format=torch.channels_last).train()
+        self.weights = nets.trained()
+        self.average = [p.detach().clone() for p in self.weights]
+        self.optimizer = torch.optim.AdamW(self.weights, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+        self.alphas = make_scheduler().alphas_cumprod
+        early = {side: share for side, share in SMALL_FIRST.items() if side in plan.rows}
+        late = {side: share for side, share in ALL_SIZES.items() if side in plan.rows}
+        self.pools = [Pool(nets.vae, folder / name, plan.rows, shares, plan.seed) for name, shares in
+                      (("pool-small", early), ("pool-all", late))]  # fmt: skip
+
+    def advance(self) -> float:
+        """One step of training; the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.rate_at(self.step)
+        loss = self._loss(self._batch(), torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.step))
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self._follow()
+        return loss.item()
+
+    def _batch(self) -> Batch:
+        switch = int(self.plan.small_first * self.plan.steps)
+        is_late = self.step >= switch
+        newest = (self.step - switch * is_late) // self.plan.reuse
+        rng = random.Random(f"{self.plan.seed} step {self.step}")
+        # The first steps would otherwise see the same few batches over and over.
+        oldest = max(0, newest - self.plan.window)
+        return self.pools[is_late][rng.randint(oldest, newest + 40)]
+
+    def _loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        n, side = len(batch.captions), batch.side
+        t, noise = draw_times(n, side, generator), draw_noise(batch.latents, side, generator)
+        alpha = self.alphas[t].view(-1, 1, 1, 1)
+        hidden, pooled = self.encode(batch.captions)
+        keep = (torch.rand(n, generator=generator) > 0.1).float()  # SDXL's unconditional is zeros, not an encoded ""
+        conditions = {
+            "text_embeds": pooled * keep.view(-1, 1),
+            "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * n, dtype=torch.float32),
+        }
+        noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        found = self.nets.unet(noisy, t, hidden * keep.view(-1, 1, 1), added_cond_kwargs=conditions).sample
+        return ((found - noise) ** 2 * weigh(alpha)).mean()
+
+    def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states [n, 77, 2 x text width] and pooled [n, text width], as the SDXL pipeline reads them."""
+        words = self.nets.tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        a = self.nets.text(words.input_ids, output_hidden_states=True)
+        b = self.nets.text_2(words.input_ids, output_hidden_states=True)
+        return torch.cat([a.hidden_states[-2], b.hidden_states[-2]], -1), b.text_embeds
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        decay = min(self.plan.decay, (self.step + 1) / (self.step + 10))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.weights], 1 - decay)
+
+    def save(self) -> None:
+        """Write the state, replacing the last one in a single move."""
+        state = {"step": self.step, "weights": [p.detach() for p in self.weights], "average": self.average,
+                 "optimizer": self.optimizer.state_dict()}  # fmt: skip
+        torch.save(state, self.folder / "state.partial")
+        os.replace(self.folder / "state.partial", self.folder / "state.pt")
+
+    @torch.no_grad()
+    def load(self) -> bool:
+        """Go on from the state file, if there is one."""
+        if not (self.folder / "state.pt").exists():
+            return False
+        state = torch.load(self.folder / "state.pt")
+        self.step, self.average = state["step"], state["average"]
+        for p, saved in zip(self.weights, state["weights"], strict=True):
+            p.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        return True
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange weights and averaged weights: before a sheet or a save of the checkpoint, and after it."""
+        for p, average in zip(self.weights, self.average, strict=True):
+            held = p.clone()
+            p.copy_(average)
+            average.copy_(held)
+
+
+def draw_times(n: int, side: int, generator: torch.Generator) -> torch.Tensor:
+    """n of the 1000 timesteps. Large pictures lean to the noisy ones: detail is shared with smaller sizes, layout is not."""
+    u = torch.rand(n, generator=generator)
+    return (1000 * (u**0.6 if side >= 512 else u)).long().clamp(max=999)
+
+
+def draw_noise(latents: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
+    """Noise like `latents`. In a large picture its mean would betray the background's colour even at the last timestep,
+    and the net would trust it more than the caption: so some is added that is the same at every place."""
+    n, c = latents.shape[:2]
+    noise = torch.randn(latents.shape, generator=generator)
+    offset = torch.randn(n, c, 1, 1, generator=generator)
+    return noise + (0.1 if side >= 192 else 0.03) * offset
+
+
+def weigh(alpha: torch.Tensor) -> torch.Tensor:
+    """Weight of the noise's squared error: min-SNR-5 (Hang et al. 2023), and more where nearly all is noise (SNR < 0.04),
+    since there the caption alone decides and a small error in the noise is a large one in the picture."""
+    snr = alpha / (1 - alpha)
+    return snr.clamp(0.04, 5.0) / snr
+
+
+def run(trainer: Trainer, out: Path, every: int, sheet_every: int, cpu_seconds: float | None = None) -> None:
+    """Train to the end of the plan (or of the CPU time), with a log, states, checkpoints and sample sheets on the way."""
+    spent, losses, began = time.process_time(), [], time.time()
+    while trainer.step < trainer.plan.steps and (cpu_seconds is None or time.process_time() - spent < cpu_seconds):
+        losses.append(trainer.advance())
+        if trainer.step % every == 0 or trainer.step == trainer.plan.steps:
+            trainer.save()
+            keep(trainer, trainer.folder / "checkpoint", trainer.step % sheet_every == 0)
+            line = {"step": trainer.step, "loss": round(sum(losses) / len(losses), 5), "seconds": round(time.time() - began)}
+            with open(trainer.folder / "log.jsonl", "a") as log:
+                log.write(json.dumps(line) + "\n")
+            print(line, flush=True)
+            losses, began = [], time.time()
+    trainer.save()
+    keep(trainer, out, with_sheet=True)
+
+
+def keep(trainer: Trainer, folder: Path, with_sheet: bool) -> None:
+    """Write the averaged weights as a checkpoint folder and, if asked, a sheet of samples."""
+    trainer.swap()
+    save_folder(trainer.nets, folder)
+    if with_sheet:
+        write_sheet(trainer.nets.pipeline(), trainer.folder / f"sheet-{trainer.step}.png")
+    trainer.swap()
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m darkroom.demo.train", description=__doc__)
+    parser.add_argument("--state", type=Path, default=Path(".training/run"), help="folder of state, log and sheets")
+    parser.add_argument("--out", type=Path, default=Path(".training/demo-xl"), help="folder of the finished checkpoint")
+    parser.add_argument("--init", type=Path, help="start from the weights of this checkpoint folder")
+    parser.add_argument("--steps", type=int, default=Plan.steps, help="training steps of the denoiser in all")
+    parser.add_argument("--vae-steps", type=int, default=12000, help="training steps of the autoencoder (none with --init)")
+    parser.add_argument("--decoder-steps", type=int, default=0, help="further training steps of the decoder alone")
+    parser.add_argument("--rate", type=float, default=Plan.rate, help="learning rate")
+    parser.add_argument("--small-first", type=float, help="first part of the steps at small sizes (0.4; with --init 0)")
+    parser.add_argument("--minutes", type=float, help="stop after so many minutes of CPU time on two cores")
+    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--every", type=int, default=250, help="steps between states")
+    parser.add_argument("--sheet-every", type=int, default=2000, help="steps between sample sheets")
+    parser.add_argument("--tiny", action="store_true", help="nets too small to draw anything: to test the program")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Autoencoder first (unless given), then the denoiser."""
+    args = parse()
+    torch.set_flush_denormal(True)  # before any other thread starts, which inherits it: denormals cost a third of the time
+    torch.set_num_threads(2)
+    torch.manual_seed(args.seed)
+    args.state.mkdir(parents=True, exist_ok=True)
+    nets = load_nets(args.init) if args.init else make_nets(TINY if args.tiny else FULL, make_tokenizer())
+    retokenize(nets, make_tokenizer())
+    if not args.init:
+        train_autoencoder(nets.vae, args.state, args.vae_steps, args.seed)
+    if args.decoder_steps:
+        train_decoder(nets.vae, args.state, args.decoder_steps, args.seed)
+    small_first = args.small_first if args.small_first is not None else (0.0 if args.init else Plan.small_first)
+    plan = Plan(steps=args.steps, seed=args.seed, rate=args.rate, small_first=small_first)
+    trainer = Trainer(nets, plan, args.state)
+    print("goes on from step" if trainer.load() else "starts at step", trainer.step, flush=True)
+    run(trainer, args.out, args.every, args.sheet_every, args.minutes and args.minutes * 120)
+
+
+if __name__ == "__main__":
+    main()
