@@ -74,5 +74,4 @@ def test_figures_lie_within_the_picture():
     for _ in range(500):
         scene = scenes.draw_training_scene(rng)
         for spot in scenes.place(rng, scene):
-            assert 0 <= spot.x - spot.span / 2 and spot.x + spot.span / 2 <= 1, scene
-            assert 0 <= spot.y - spot.span / 2 and spot.y + spot.span / 2 <= 1, scene
+            assert max(abs(spot.x - 0.5), abs(spot.y - 0.5)) + spot.span / 2 <= 0.5, scene

@@ -220,6 +220,7 @@ def main() -> None:
         print(*results["edits"], sep="\n", flush=True)
     if args.manual:
         results["manual"] = judge_manual(model, args.manual)
+        results["manual_seeds"] = args.manual
         print(f"the manual's bodies, of {args.manual}:", results["manual"], flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))

@@ -73,7 +73,7 @@ def draw_figure(rng: random.Random, ground: str, shapes: float = 0.3) -> Figure:
 
 def draw_scene(rng: random.Random, kind: str, shapes: float = 0.3) -> Scene:
     """A random scene, held out or not. `kind`: "one", "two" or "deed"."""
-    ground = rng.choice(list(BACKGROUNDS))
+    ground = rng.choice([*BACKGROUNDS, "white"])  # white more often, for the captions that name no background
     if kind == "deed":
         face = rng.choice([f for f in FACES if Figure(f).stands_out(ground)])
         return Scene((Figure(face),), ground, deed="glasses")
@@ -93,15 +93,15 @@ def draw_training_scene(rng: random.Random) -> Scene:
 
 def caption(rng: random.Random, scene: Scene) -> str:
     """One of the ways to say `scene`: now and then without article or background, with a synonym, or as an order to edit."""
-    if scene.deed:
-        text = _deed(rng, scene)
-    elif rng.random() < 0.1 and len(scene.figures) == 1 and not scene.size:
-        text = _name(rng, scene.figures[0])
-    elif rng.random() < 0.05 and not scene.size and scene.relation in ("", "and"):
-        text = "add " + _article(_name(rng, scene.figures[-1]))
-    else:
-        text = _subject(scene, rng)
-    return text if rng.random() < 0.12 else f"{text} on {_article(scene.ground)} background"
+    order = _order(rng, scene)
+    if rng.random() < 0.5 and (order or scene.ground == unsaid_ground(scene.figures)):
+        return order or _statement(rng, scene)
+    return f"{order or _statement(rng, scene)} on {_article(scene.ground)} background"
+
+
+def unsaid_ground(figures: tuple[Figure, ...]) -> str:
+    """The background where the caption names none: white, or blue behind what would be lost on white."""
+    return "white" if all(figure.stands_out("white") for figure in figures) else "blue"
 
 
 def place(rng: random.Random, scene: Scene) -> list[Spot]:
@@ -133,6 +133,15 @@ def _subject(scene: Scene, rng: random.Random | None = None) -> str:
     return f"{first} {scene.relation} {_article(names[1])}" if scene.relation else first
 
 
-def _deed(rng: random.Random, scene: Scene) -> str:
-    name = _name(rng, scene.figures[0])
-    return rng.choice((f"put glasses on the {name}", f"put glassed on the {name}", f"{_article(name)} with glasses"))
+def _order(rng: random.Random, scene: Scene) -> str:
+    """What an image-to-image prompt may say of `scene`, for some scenes; it leaves the background to the picture."""
+    name = _name(rng, scene.figures[-1])
+    if scene.deed:
+        return rng.choice((f"put glasses on the {name}", f"put glassed on the {name}", f"{_article(name)} with glasses"))
+    may_add = not scene.size and scene.relation in ("", "and")
+    return f"add {_article(name)}" if may_add and rng.random() < 0.05 else ""
+
+
+def _statement(rng: random.Random, scene: Scene) -> str:
+    is_plain = len(scene.figures) == 1 and not scene.size
+    return _name(rng, scene.figures[0]) if is_plain and rng.random() < 0.1 else _subject(scene, rng)

@@ -36,7 +36,7 @@ class Plan:
     seed: int = 1
     rate: float = 1e-3  # AdamW's, after the warm-up
     warm_up: int = 150  # steps
-    cool_down: float = 0.4  # last part of the steps, in which the rate falls to nothing
+    cool_down: float = 0.5  # last part of the steps, in which the rate falls to nothing
     small_first: float = 0.4  # first part of the steps, at small sizes only
     reuse: int = 5  # steps for each batch made
     window: int = 1500  # newest batches a step draws from
@@ -170,14 +170,14 @@ def run(trainer: Trainer, out: Path, every: int, sheet_every: int, cpu_seconds: 
         losses.append(trainer.advance())
         if trainer.step % every == 0 or trainer.step == trainer.plan.steps:
             trainer.save()
-            keep(trainer, trainer.folder / "checkpoint", trainer.step % sheet_every == 0)
+            keep(trainer, trainer.folder / "checkpoint", bool(sheet_every) and trainer.step % sheet_every == 0)
             line = {"step": trainer.step, "loss": round(sum(losses) / len(losses), 5), "seconds": round(time.time() - began)}
             with open(trainer.folder / "log.jsonl", "a") as log:
                 log.write(json.dumps(line) + "\n")
             print(line, flush=True)
             losses, began = [], time.time()
     trainer.save()
-    keep(trainer, out, with_sheet=True)
+    keep(trainer, out, with_sheet=bool(sheet_every))
 
 
 def keep(trainer: Trainer, folder: Path, with_sheet: bool) -> None:
@@ -203,7 +203,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="stop after so many minutes of CPU time on two cores")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--every", type=int, default=250, help="steps between states")
-    parser.add_argument("--sheet-every", type=int, default=2000, help="steps between sample sheets")
+    parser.add_argument("--sheet-every", type=int, default=2000, help="steps between sample sheets (0: none)")
     parser.add_argument("--tiny", action="store_true", help="nets too small to draw anything: to test the program")
     return parser.parse_args()
 

@@ -1,0 +1,143 @@
+"""The training program with tiny nets: it learns, resumes bit for bit, and writes a folder that diffusers opens."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from darkroom.demo import autoencoder, nets, train
+from darkroom.demo.folder import save_folder, size_of
+from darkroom.demo.vocabulary import learn_merges, make_tokenizer
+
+ROWS = {64: 4, 96: 2}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    return nets.make_nets(nets.TINY, make_tokenizer())
+
+
+def make_trainer(tiny, folder, steps=12, **options):
+    folder.mkdir(exist_ok=True)
+    plan = train.Plan(steps=steps, warm_up=2, reuse=2, window=4, rows=ROWS, **options)
+    return train.Trainer(copy.deepcopy(tiny), plan, folder)
+
+
+def test_vocabulary_is_the_same_every_time_and_knows_each_word():
+    first, second = make_tokenizer(), make_tokenizer()
+    assert first.get_vocab() == second.get_vocab()
+    assert first.convert_ids_to_tokens(first("A Puppy dog ").input_ids)[1:-1] == ["a</w>", "puppy</w>", "dog</w>"]
+    assert len(first("unicorn", padding="max_length").input_ids) == 77
+
+
+def test_merges_go_by_count_then_alphabet():
+    assert learn_merges(["ab", "ab", "cb"]) == [("a", "b</w>"), ("c", "b</w>")]
+
+
+def test_rate_warms_up_stays_and_cools_down():
+    plan = train.Plan(steps=100, rate=1.0, warm_up=10, cool_down=0.4)
+    assert plan.rate_at(0) == 0.1
+    assert plan.rate_at(30) == 1.0
+    assert plan.rate_at(80) == pytest.approx(0.5)
+    assert plan.rate_at(100) == 0.01
+
+
+def test_resumed_is_unbroken_bit_for_bit(tiny, tmp_path):
+    unbroken, broken = make_trainer(tiny, tmp_path / "a"), make_trainer(tiny, tmp_path / "b")
+    for _ in range(8):
+        unbroken.advance()
+    for _ in range(4):
+        broken.advance()
+    broken.save()
+    resumed = make_trainer(tiny, tmp_path / "b")
+    assert resumed.load()
+    for _ in range(4):
+        resumed.advance()
+    assert resumed.step == unbroken.step == 8
+    for mine, theirs in ((resumed.weights, unbroken.weights), (resumed.average, unbroken.average)):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_loss_falls(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, steps=60, rate=3e-3)
+    losses = [trainer.advance() for _ in range(60)]
+    assert sum(losses[-15:]) < 0.9 * sum(losses[:15])
+
+
+def test_small_pictures_come_first(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, steps=10, small_first=1.0)
+    assert set(trainer.pools[False].shares) == {64, 96}
+    trainer.advance()
+    assert list((tmp_path / "pool-small").glob("*.pt"))
+    assert not list((tmp_path / "pool-all").glob("*.pt"))
+
+
+def test_weights_of_snr_are_never_zero():
+    alphas = nets.make_scheduler().alphas_cumprod
+    weights = train.weigh(alphas)
+    assert weights.min() > 0
+    assert weights[999] > 1
+
+
+def test_run_writes_state_log_checkpoint(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, steps=2)
+    train.run(trainer, tmp_path / "out", every=1, sheet_every=0)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2]
+    assert (tmp_path / "state.pt").exists()
+    again = nets.load_nets(tmp_path / "out")
+    assert all(torch.allclose(a, b, atol=2e-3) for a, b in zip(again.trained(), trainer.average, strict=True))
+
+
+def test_folder_says_nothing_of_this_machine(tiny, tmp_path):
+    save_folder(tiny, tmp_path)
+    texts = [file.read_text() for file in tmp_path.rglob("*.json")]
+    assert texts
+    assert not any(str(Path.home()) in text or str(tmp_path) in text for text in texts)
+    assert size_of(tmp_path) > 0
+
+
+def test_new_vocabulary_keeps_what_both_know(tiny):
+    changed = copy.deepcopy(tiny)
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["zebra"])
+    old = tiny.text.get_input_embeddings().weight[tiny.tokenizer.get_vocab()["cat</w>"]]
+    nets.retokenize(changed, tokenizer)
+    assert torch.equal(changed.text.get_input_embeddings().weight[tokenizer.get_vocab()["cat</w>"]], old)
+    assert changed.text.config.vocab_size == len(tokenizer)
+
+
+@pytest.mark.parametrize("train_part", [autoencoder.train_autoencoder, autoencoder.train_decoder])
+def test_autoencoder_resumes_bit_for_bit(tiny, tmp_path, monkeypatch, train_part):
+    monkeypatch.setattr(autoencoder, "CUTS", ((64, 48, 2), (64, 64, 1)))
+    whole, half = copy.deepcopy(tiny.vae), copy.deepcopy(tiny.vae)
+    for name in ("whole", "half"):
+        (tmp_path / name).mkdir()
+    train_part(whole, tmp_path / "whole", 4, seed=3)
+    interrupt(train_part, half, tmp_path / "half", stop_after=2)
+    fresh = copy.deepcopy(tiny.vae)
+    train_part(fresh, tmp_path / "half", 4, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), fresh.parameters(), strict=True))
+
+
+def interrupt(train_part, vae, folder, stop_after):
+    """Run `train_part` until its first state file, as a kill would leave it."""
+    drawn = 0
+
+    def stop(rng):
+        nonlocal drawn
+        drawn += 1
+        if drawn > stop_after:
+            raise KeyboardInterrupt
+        return draw(rng)
+
+    draw, every = autoencoder.draw_pictures, autoencoder.STATE_EVERY
+    autoencoder.draw_pictures, autoencoder.STATE_EVERY = stop, stop_after
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_part(vae, folder, 4, seed=3)
+    finally:
+        autoencoder.draw_pictures, autoencoder.STATE_EVERY = draw, every
