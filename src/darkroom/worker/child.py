@@ -9,43 +9,15 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from darkroom.engine.cost import CostModel
 from darkroom.errors import DarkroomError
-from darkroom.types import Event, ModelCard, WorkerState
+from darkroom.types import Event, WorkerState
+from darkroom.worker.wire import Costs, Order, Started
 
 COSTS_EVERY = 50  # steps between two reports of the measured costs
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the gateway asks of a new child; the first message over the socket."""
-
-    cards: tuple[ModelCard, ...]
-    device: str
-    dtype: str
-    threads: int
-    max_rows: int
-    exact: bool
-    costs: Path
-
-
-@dataclass(frozen=True)
-class Started:
-    """The nets are about to touch this job."""
-
-    job_id: str
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Measured step times, for the gateway's estimates."""
-
-    table: dict[str, dict[str, float]]
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from darkroom.engine.sample import BatchKey
 from darkroom.models.catalogue import pull_command
 from darkroom.settings import Settings
 from darkroom.types import FINAL, Cancelled, Event, Failed, ModelCard, Params, Progress, WorkerState
-from darkroom.worker.child import Costs, Order, Started
+from darkroom.worker.wire import Costs, Order, Started
 
 log = structlog.get_logger("worker")
 
@@ -140,8 +140,9 @@ class LocalWorker:
             code = process.wait()
             connection.close()
             self._call_soon(self._died, process, code)
-        except RuntimeError:  # the loop is closed: the gateway is gone
+        except Exception:  # the loop is closed, or what came cannot be read: no use for this child any more
             process.kill()
+            self._call_soon(self._died, process, process.wait())
 
     def _call_soon(self, *args: Any) -> None:
         try:

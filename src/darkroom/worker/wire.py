@@ -1,0 +1,35 @@
+"""What gateway and child say to each other beside the engine's messages and the events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from darkroom.types import ModelCard
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the gateway asks of a new child; the first message over the socket."""
+
+    cards: tuple[ModelCard, ...]
+    device: str
+    dtype: str
+    threads: int
+    max_rows: int
+    exact: bool
+    costs: Path
+
+
+@dataclass(frozen=True)
+class Started:
+    """The nets are about to touch this job."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Measured step times, for the gateway's estimates."""
+
+    table: dict[str, dict[str, float]]
