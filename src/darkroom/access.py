@@ -1,0 +1,160 @@
+"""Use cases of Service and ApiKey: create, verify, revoke.
+
+A key reads `dk_<public id>_<secret>_<checksum>`. The secret has 256 random bits, so a keyed SHA-256 is hash enough: a
+slow one protects guessable secrets, and would cost every request 200 ms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import time
+import zlib
+from pathlib import Path
+from typing import Protocol
+
+from darkroom.errors import Forbidden, Invalid, NotFound, Unauthorized
+from darkroom.types import ApiKey, Service
+
+ALPHABET = "23456789abcdefghijkmnpqrstuvwxyz"  # without 0, 1, l and o, which people misread
+KEY = re.compile(r"dk_([a-z0-9]{12})_([A-Za-z0-9_-]{43})_([0-9a-f]{8})")
+SAVE_USES = 20.0  # seconds between two writes of "last used": a write a request would be the dearest part of a small one
+
+
+class Rows(Protocol):
+    """Where services and keys are kept."""
+
+    async def add_service(self, service: Service) -> None: ...
+    async def services(self) -> list[Service]: ...
+    async def set_models(self, service_id: str, models: tuple[str, ...]) -> None: ...
+    async def add_key(self, key: ApiKey, hashed: bytes) -> None: ...
+    async def keys(self, service_id: str | None = None) -> list[ApiKey]: ...
+    async def find_key(self, public_id: str) -> tuple[ApiKey, bytes] | None: ...
+    async def revoke(self, public_id: str) -> bool: ...
+    async def touch(self, used: dict[str, float]) -> None: ...
+
+
+class Access:
+    """Who may do what. Nothing is cached, so what is revoked stops working at once."""
+
+    def __init__(self, rows: Rows, pepper: bytes):
+        self._rows = rows
+        self._pepper = pepper
+        self._used: dict[str, float] = {}
+        self._saved_at = time.monotonic()
+
+    async def create_service(self, name: str, models: tuple[str, ...], owner: str = "operator") -> Service:
+        _check_name(name)
+        service = Service("svc-" + "".join(secrets.choice(ALPHABET) for _ in range(8)), name, models, owner, time.time())
+        await self._rows.add_service(service)
+        return service
+
+    async def services(self) -> list[Service]:
+        return await self._rows.services()
+
+    async def service(self, service_id: str) -> Service:
+        """Raises NotFound."""
+        for service in await self._rows.services():
+            if service.id == service_id:
+                return service
+        raise NotFound(f"there is no service {service_id}")
+
+    async def serve_models(self, models: tuple[str, ...]) -> None:
+        """Every service serves what this server runs."""
+        for service in await self._rows.services():
+            if service.models != models:
+                await self._rows.set_models(service.id, models)
+
+    async def create_key(self, service_id: str | None = None, name: str = "default", expires_at: float | None = None) -> tuple[ApiKey, str]:
+        """A new key, of the oldest service where none is named, and its text, which is not kept and cannot be shown again."""
+        _check_name(name)
+        service = await self._choose(service_id)
+        public_id = "".join(secrets.choice(ALPHABET) for _ in range(12))
+        body = f"dk_{public_id}_{secrets.token_urlsafe(32)}"
+        text = f"{body}_{_checksum(body)}"
+        key = ApiKey(public_id, service.id, name, text[-4:], "operator", "client", ("images",), time.time(), expires_at)
+        await self._rows.add_key(key, self._hash(text))
+        return key, text
+
+    async def keys(self, service_id: str | None = None) -> list[ApiKey]:
+        return await self._rows.keys(service_id)
+
+    async def revoke(self, public_id: str) -> None:
+        """Raises NotFound for an unknown key or one that was revoked before."""
+        if not await self._rows.revoke(public_id):
+            raise NotFound(f"there is no key {public_id} that could be revoked")
+
+    async def verify(self, text: str | None) -> ApiKey:
+        """The key of an Authorization value. Raises Unauthorized for a missing, malformed, unknown, expired or revoked one."""
+        match = KEY.fullmatch(text or "")
+        if match is None or _checksum(match[0].rpartition("_")[0]) != match[3]:
+            raise Unauthorized("send the header `Authorization: Bearer API_KEY` with a key of this server")
+        found = await self._rows.find_key(match[1])
+        if found is None or not hmac.compare_digest(found[1], self._hash(match[0])):
+            raise Unauthorized("this key is not known here")
+        key = found[0]
+        if key.revoked_at is not None:
+            raise Unauthorized("this key was revoked")
+        if key.expires_at is not None and key.expires_at <= time.time():
+            raise Unauthorized("this key has expired")
+        await self._note_use(key)
+        return key
+
+    async def enter(self, text: str | None, service_id: str | None) -> tuple[ApiKey, Service]:
+        """The key and the service it may use; service_id is the one in the address, if any.
+
+        Raises Unauthorized, then NotFound, then Forbidden, in this order.
+        """
+        key = await self.verify(text)
+        service = await self.service(service_id or key.service_id)
+        if service.id != key.service_id:
+            raise Forbidden(f"this key belongs to another service than {service.id}")
+        return key, service
+
+    async def close(self) -> None:
+        await self._save_uses()
+
+    async def _choose(self, service_id: str | None) -> Service:
+        if service_id is not None:
+            return await self.service(service_id)
+        services = await self._rows.services()
+        if not services:
+            raise NotFound("there is no service yet; make one with: darkroom service create NAME")
+        return services[0]
+
+    async def _note_use(self, key: ApiKey) -> None:
+        self._used[key.public_id] = time.time()
+        if time.monotonic() - self._saved_at > SAVE_USES:
+            await self._save_uses()
+
+    async def _save_uses(self) -> None:
+        used, self._used, self._saved_at = self._used, {}, time.monotonic()
+        if used:
+            await self._rows.touch(used)
+
+    def _hash(self, text: str) -> bytes:
+        return hmac.new(self._pepper, text.encode(), hashlib.sha256).digest()
+
+
+def read_pepper(data_dir: Path) -> bytes:
+    """The server's own secret of 32 bytes, made at the first start in a file of mode 600."""
+    path = data_dir / "secrets" / "pepper"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(32))
+    return path.read_bytes()
+
+
+def _checksum(body: str) -> str:
+    """Lets a typing error, or a secret scanner, be answered without a look into the rows."""
+    return f"{zlib.crc32(body.encode()):08x}"
+
+
+def _check_name(name: str) -> None:
+    if not 1 <= len(name) <= 100 or not name.isprintable():
+        raise Invalid(f"name must be 1 to 100 printable characters, got {name[:120]!r}", name="invalid_name")

@@ -1,0 +1,158 @@
+"""The app: routes, error map, lifespan. What it serves is handed in."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from darkroom import __version__
+from darkroom.errors import DarkroomError
+from darkroom.http import given, models
+from darkroom.http.desk import Desk
+
+log = structlog.get_logger("http")
+
+EXPOSED = ["X-Request-Id", "Seed", "Finish-Reason", "X-Model", "X-Steps-Run", "X-Queue-Ms", "X-Inference-Ms", "X-Model-Note", "Retry-After"]
+NAMES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
+
+
+def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
+    """The whole app; `lifespan` is an async context manager that starts and ends what was handed in."""
+
+    @asynccontextmanager
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        async with lifespan():
+            yield
+
+    app = FastAPI(title="Darkroom", version=__version__, lifespan=living, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.state.desk = desk
+    app.include_router(given.router)
+    app.include_router(models.router)
+    _documentation(app)
+    app.add_exception_handler(DarkroomError, _darkroom_error)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
+    app.add_exception_handler(given.ClientLeft, _client_left)
+    app.add_exception_handler(ClientDisconnect, _client_left)
+    origins = desk.settings.cors_origins
+    cors = CORSMiddleware(
+        _Faults(app), allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=EXPOSED, max_age=600
+    )
+    return _Requests(cors, desk.settings.max_concurrent)
+
+
+class _Requests:
+    """Outermost: gives every reply its X-Request-Id, writes the log, bounds how many requests are open."""
+
+    def __init__(self, app: ASGIApp, most: int):
+        self._app, self._most, self._open = app, most, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request_id = f"req-{secrets.token_hex(8)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        start, status = time.perf_counter(), 0
+
+        async def tell(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        self._open += 1
+        try:
+            if self._open > self._most:
+                return await _shape(request_id, 429, "too_many_requests", ["too many open requests"], {"Retry-After": "1"})(scope, receive, tell)
+            await self._app(scope, receive, tell)
+        finally:
+            self._open -= 1
+            shown = 499 if scope["state"].get("left") else status
+            key = scope["state"].get("key_id", "")
+            log.info("request", id=request_id, method=scope["method"], path=scope["path"], status=shown, key=key, ms=round((time.perf_counter() - start) * 1000))
+
+
+class _Faults:
+    """Innermost: a fault of ours is logged with its trace and answered without one."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def watch(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except Exception:
+            if scope["type"] != "http":
+                raise
+            log.exception("a fault of ours", id=scope["state"]["request_id"])
+            if not begun:
+                await _shape(scope["state"]["request_id"], 500, "server_error", ["the server failed; the log has the reason under this id"])(scope, receive, send)
+
+
+def _shape(request_id: str, status: int, name: str, lines: list[str], headers: dict[str, str] | None = None) -> JSONResponse:
+    """The one JSON shape of errors on these routes."""
+    return JSONResponse({"id": request_id, "name": name, "errors": lines}, status, headers)
+
+
+async def _darkroom_error(request: Request, error: DarkroomError) -> JSONResponse:
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if error.status in (429, 503):
+        headers["Retry-After"] = str(max(1, round(error.retry_after or 1)))
+    return _shape(request.state.request_id, error.status, error.name, error.lines, headers)
+
+
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    name = NAMES.get(error.status_code, "http_error")
+    line = f"{request.method} {request.url.path[:100]}: {error.detail}"
+    return _shape(request.state.request_id, error.status_code, name, [line], dict(error.headers or {}))
+
+
+async def _client_left(request: Request, error: Exception) -> JSONResponse:
+    request.state.left = True
+    return _shape(request.state.request_id, 499, "client_left", ["the client left"])
+
+
+def _documentation(app: FastAPI) -> None:
+    """/docs from files of a package, so that it works without the internet."""
+    from swagger_ui_bundle import swagger_ui_path
+
+    app.mount("/docs/static", StaticFiles(directory=swagger_ui_path))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json", title="Darkroom", swagger_js_url="/docs/static/swagger-ui-bundle.js",
+            swagger_css_url="/docs/static/swagger-ui.css", swagger_favicon_url="/docs/static/favicon-32x32.png",
+        )  # fmt: skip
+
+    def openapi() -> dict[str, Any]:
+        if not app.openapi_schema:
+            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            schema.setdefault("components", {})["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+

@@ -1,0 +1,81 @@
+"""What every route needs: the pieces handed to the app, and the checks that come before a body is read."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+
+from darkroom.access import Access
+from darkroom.errors import DarkroomError, TooLarge
+from darkroom.jobs import Jobs
+from darkroom.settings import Settings
+from darkroom.types import ApiKey, ModelCard, Service
+from darkroom.worker.protocol import Worker
+
+
+class NotAcceptable(DarkroomError):
+    name, status = "not_acceptable", 406
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The pieces that the app was built with."""
+
+    settings: Settings
+    cards: Mapping[str, ModelCard]
+    access: Access
+    jobs: Jobs
+    worker: Worker
+
+    async def enter(self, request: Request) -> tuple[ApiKey, Service]:
+        """The caller's key and service; see `Access.enter` for the errors."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        key, service = await self.access.enter(token.strip() if scheme.lower() == "bearer" else None, request.path_params.get("service_id"))
+        request.state.key_id = key.public_id
+        return key, service
+
+    def check_accept(self, request: Request) -> None:
+        """The two routes answer with a PNG: refuse a client that says it can take none, before any work is done."""
+        accept = request.headers.get("accept", "*/*")
+        kinds = [part.split(";")[0].strip().lower() for part in accept.split(",") if not _refused(part)]
+        if accept.strip() and not {"*/*", "image/*", "image/png"} & set(kinds):
+            raise NotAcceptable(f"this route answers with image/png, and Accept admits only {accept[:80]!r}")
+
+    def bound(self, request: Request, most: int) -> None:
+        """Let no more than `most` bytes of the body through, declared or not. Raises TooLarge, later or at once."""
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > most:
+            raise TooLarge(f"the body must have at most {most} bytes, got {declared[:20]}")
+        request._receive = _bounded(request._receive, most)
+
+    async def body(self, request: Request, most: int) -> bytes:
+        """The whole body. Raises TooLarge."""
+        self.bound(request, most)
+        return b"".join([chunk async for chunk in request.stream()])
+
+
+def desk_of(request: Request) -> Desk:
+    return request.app.state.desk
+
+
+def _refused(part: str) -> bool:
+    """Whether a media range is listed only to be excluded (q=0)."""
+    quality = [p.split("=")[1].strip() for p in part.split(";")[1:] if p.strip().startswith("q=")]
+    return bool(quality) and quality[0].strip("0.") == ""
+
+
+def _bounded(receive: Callable[[], Awaitable[MutableMapping[str, Any]]], most: int) -> Callable[[], Awaitable[MutableMapping[str, Any]]]:
+    seen = 0
+
+    async def counted() -> MutableMapping[str, Any]:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > most:
+            raise TooLarge(f"the body must have at most {most} bytes, got more")
+        return message
+
+    return counted

@@ -1,0 +1,42 @@
+"""What OpenAPI says of the two routes: the fields as the manual has them, with examples that work on the demo model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+FIELDS: dict[str, Any] = {
+    "model": {"type": "string", "description": "a model of the service; its default where absent"},
+    "prompt": {"type": "string", "minLength": 1, "maxLength": 10000, "description": "prompt to render"},
+    "negative_prompt": {"type": "string", "maxLength": 10000, "default": "", "description": "prompt to exclude"},
+    "steps": {"type": "integer", "minimum": 10, "maximum": 50, "default": 30, "description": "number of diffusion steps"},
+    "height": {"type": "integer", "minimum": 128, "multipleOf": 64, "default": 512, "description": "pixels"},
+    "width": {"type": "integer", "minimum": 128, "multipleOf": 64, "default": 512, "description": "pixels"},
+    "cfg_scale": {"type": "number", "minimum": 0, "maximum": 35, "default": 7, "description": "how strictly to follow the prompt; up to 1 there is no guidance"},
+    "seed": {"type": "integer", "minimum": 0, "maximum": 4294967295, "default": 0, "description": "random noise seed; 0 draws one"},
+}
+IMAGE: dict[str, Any] = {
+    "image": {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP"},
+    "control_strength": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.35, "description": "influence of the image: 1 keeps it, 0 ignores it"},
+}
+ERROR: dict[str, Any] = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "name": {"type": "string"}, "errors": {"type": "array", "items": {"type": "string"}}},
+    "required": ["id", "name", "errors"],
+}
+STATUSES = {
+    "400": "the body is not JSON or not multipart", "401": "no key, or an unknown one", "403": "a key of another service", "404": "no such model or service",
+    "413": "too large", "415": "another media type", "422": "a field breaks its rule", "429": "the queue is full", "503": "the weights are not here",
+}  # fmt: skip
+
+
+def _route(media: str, fields: dict[str, Any], required: list[str], example: dict[str, Any] | None) -> dict[str, Any]:
+    schema = {"type": "object", "properties": fields, "required": required, "additionalProperties": False}
+    content = {"schema": schema} | ({"example": example} if example else {})
+    errors = {status: {"description": text, "content": {"application/json": {"schema": ERROR}}} for status, text in STATUSES.items()}
+    picture = {"description": "the picture, raw PNG bytes", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+    body = {"required": True, "content": {media: content}}
+    return {"requestBody": body, "responses": {"200": picture, **errors}, "security": [{"bearer": []}]}
+
+
+GENERATE = _route("application/json", FIELDS, ["prompt"], {"prompt": "a puppy dog on a blue background", "steps": 20, "width": 256, "height": 256, "seed": 7})
+CONTROL = _route("multipart/form-data", FIELDS | IMAGE, ["prompt", "image"], None)

@@ -1,0 +1,47 @@
+"""What is served, and whether the server is well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from darkroom import __version__
+from darkroom.http.desk import Desk, desk_of
+from darkroom.types import ModelCard
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/v1/models", summary="Models of the service", openapi_extra={"security": [{"bearer": []}]})
+@router.get("/{service_id}/v1/models", include_in_schema=False)
+async def models(request: Request) -> dict[str, Any]:
+    """The service's models in OpenAI's list shape, with what may be asked of each."""
+    desk = desk_of(request)
+    _, service = await desk.enter(request)
+    return {"object": "list", "data": [_model(desk, desk.cards[name], service.created_at) for name in service.models if name in desk.cards]}
+
+
+@router.get("/healthz", summary="The gateway is up")
+async def healthz(request: Request) -> dict[str, str]:
+    """Answers as soon as the gateway listens, whatever the model does."""
+    return {"status": "ok", "version": __version__, "worker": desk_of(request).worker.state().status}
+
+
+@router.get("/readyz", summary="The model is loaded")
+async def readyz(request: Request) -> JSONResponse:
+    """200 when a picture can be made at once, else 503."""
+    state = desk_of(request).worker.state()
+    body = {"status": state.status, "loaded": list(state.loaded), "device": state.device, "dtype": state.dtype}
+    return JSONResponse(body | ({"error": state.error} if state.error else {}), 200 if state.status == "ready" else 503)
+
+
+def _model(desk: Desk, card: ModelCard, created: float) -> dict[str, Any]:
+    return {
+        "id": card.name, "object": "model", "created": int(created), "owned_by": "darkroom", "family": card.family,
+        "default_side": card.default_side, "max_side": card.max_side, "default_steps": card.default_steps,
+        "steps": [card.min_steps, card.max_steps], "default_cfg_scale": card.default_cfg,
+        "loaded": card.name in desk.worker.state().loaded, "license": card.license, "license_url": card.license_url,
+        "hint": card.hint, "examples": list(card.examples),
+    }  # fmt: skip

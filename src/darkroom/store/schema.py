@@ -1,0 +1,67 @@
+"""The tables. Instants are seconds since the epoch (UTC); flexible parts are JSON. Portable between SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from sqlalchemy import JSON, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table
+
+metadata = MetaData()
+
+services = Table(
+    "services", metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("models", JSON, nullable=False),
+    Column("owner", String, nullable=False),
+    Column("created_at", Float, nullable=False),
+)  # fmt: skip
+
+api_keys = Table(
+    "api_keys", metadata,
+    Column("public_id", String, primary_key=True),
+    Column("service_id", ForeignKey("services.id"), nullable=False),
+    Column("name", String, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("last4", String, nullable=False),
+    Column("owner", String, nullable=False),
+    Column("role", String, nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    Column("last_used_at", Float),
+)  # fmt: skip
+
+jobs = Table(
+    "jobs", metadata,
+    Column("id", String, primary_key=True),
+    Column("service_id", ForeignKey("services.id"), nullable=False),
+    Column("key_id", ForeignKey("api_keys.public_id"), nullable=False),
+    Column("status", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("parameters", JSON, nullable=False),
+    Column("steps_run", Integer),
+    Column("queue_seconds", Float),
+    Column("inference_seconds", Float),
+    Column("error", String),
+    Column("created_at", Float, nullable=False),
+    Column("ended_at", Float),
+)  # fmt: skip
+
+pictures = Table(
+    "pictures", metadata,
+    Column("id", String, primary_key=True),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("service_id", ForeignKey("services.id"), nullable=False),
+    Column("key", String, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("parameters", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+)  # fmt: skip
+
+Index("jobs_by_service", jobs.c.service_id, jobs.c.created_at)
+Index("jobs_by_status", jobs.c.status)
+Index("pictures_by_service", pictures.c.service_id, pictures.c.created_at)
+Index("pictures_by_job", pictures.c.job_id)
