@@ -1,0 +1,49 @@
+# make run: install and start the server. make test: everything, in its own environment. Prerequisites: Python >= 3.11.
+PYTHON ?= python3
+VENV ?= .venv
+TEST_VENV ?= .venv-test
+TORCH = torch==2.13.0
+CPU_INDEX = https://download.pytorch.org/whl/cpu
+PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+ARGS ?=
+
+.PHONY: run test lint bench train judge clean
+
+run: $(VENV)/.installed
+	@exec $(VENV)/bin/darkroom serve $(ARGS)
+
+test: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python -m pytest -rs $(ARGS)
+
+lint: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/ruff check src tests benchmarks
+	$(TEST_VENV)/bin/mypy
+	$(TEST_VENV)/bin/lint-imports
+
+bench: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python benchmarks/bench.py $(ARGS)
+
+train: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python $(PIP) -e '.[train]'
+	$(TEST_VENV)/bin/python -m darkroom.demo.train $(ARGS)
+
+judge: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python -m darkroom.demo.judge $(ARGS)
+
+clean:
+	rm -rf $(VENV) $(TEST_VENV)
+
+$(VENV)/.installed: EXTRAS = engine
+$(TEST_VENV)/.installed: EXTRAS = engine,test
+
+# torch comes first: from PyPI it brings several GB of CUDA on Linux, so without an NVIDIA GPU the CPU build is taken from
+# PyTorch's own index where that answers; where it does not, from wherever pip finds it.
+%/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	@echo "installing into $* (a few minutes the first time)"
+	@$(PYTHON) -m venv $*
+	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && \
+	  $(PYTHON) -c 'import urllib.request; urllib.request.urlopen("$(CPU_INDEX)/torch/", timeout=5)' >/dev/null 2>&1; \
+	  then $*/bin/python $(PIP) $(TORCH) --index-url $(CPU_INDEX); else $*/bin/python $(PIP) $(TORCH); fi
+	@$*/bin/python $(PIP) -e '.[$(EXTRAS)]'
+	@touch $@
