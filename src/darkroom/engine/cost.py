@@ -13,7 +13,7 @@ from darkroom.engine.sample import BatchKey
 WINDOW = 9  # measurements that a median is taken over: enough to shrug off a hiccup, few enough to follow a busy machine
 STALE = 1500  # observations of a size after which a row count that was not chosen since is tried again
 FIRST_GUESS = 2e-6  # seconds a row and latent pixel before anything was measured (a small net on a slow CPU)
-HOPE = 0.9  # an unmeasured row count is assumed to cost this much of its proportional share, so that it gets tried once
+HOPE = 0.8  # with one row count measured, more rows are assumed to cost this much of their share, so that they get tried
 
 
 class CostModel:
@@ -40,15 +40,13 @@ class CostModel:
         self._decodes.setdefault(size_name(key), deque(maxlen=WINDOW)).append(seconds / pictures)
 
     def step_seconds(self, key: BatchKey, rows: int) -> float:
-        """Expected seconds of a pass with `rows` rows: the median where it was measured, else scaled from the nearest."""
+        """Expected seconds of a pass with `rows` rows: the median where it was measured, else an estimate from its neighbours."""
         size = size_name(key)
         known = self._fresh(size)
         if rows in known:
             return known[rows]
         if known:
-            near = max((r for r in known if r < rows), default=min(known))
-            share = HOPE if near < rows else 1.0
-            return known[near] * (1 + (rows - near) / near * share)
+            return _extrapolated(known, rows)
         return rows * self._per_pixel(key.model) * key.height * key.width / 64
 
     def decode_seconds(self, key: BatchKey) -> float:
@@ -105,6 +103,19 @@ class CostModel:
             if name == model:
                 shares += [statistics.median(t) / r / (int(height) * int(width) / 64) for r, t in by.items()]
         return max(shares, default=FIRST_GUESS)
+
+
+def _extrapolated(known: dict[int, float], rows: int) -> float:
+    """On along the line through the two nearest measured row counts below; from one alone, with hope."""
+    below = sorted(r for r in known if r < rows)
+    if not below:
+        least = min(known)
+        return known[least] * rows / least
+    near = below[-1]
+    slope = HOPE * known[near] / near
+    if len(below) > 1:
+        slope = max(0.0, (known[near] - known[below[-2]]) / (near - below[-2]))
+    return known[near] + slope * (rows - near)
 
 
 def size_name(key: BatchKey) -> str:

@@ -14,7 +14,9 @@ from __future__ import annotations
 from darkroom.engine.cost import CostModel
 from darkroom.engine.sample import Batch, BatchKey, Sample
 
-AGEING = 0.25  # seconds of remaining work that a second of waiting outweighs
+# Seconds of remaining work that a second of waiting outweighs. By simulation at 0.8 of capacity, 0.25 is close to first come,
+# first served (mean latency 0.73 of it); 0.05 has nearly all of what pure shortest-remaining-first gains (0.59 against 0.58).
+AGEING = 0.05
 GAIN = 0.06  # a batch grows only where it saves this share of the time per picture: less is the noise of the measurement
 NEWCOMERS = 1  # Samples of a batch that may still need their text and image encoded: more would hold up the others
 

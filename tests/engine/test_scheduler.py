@@ -1,0 +1,212 @@
+"""The scheduler's rules by simulation: virtual time, a given cost curve, arrivals in any order. No nets, no torch."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from darkroom.engine.cost import CostModel
+from darkroom.engine.sample import Batch, BatchKey, Sample
+from darkroom.engine.scheduler import AGEING, Scheduler
+from darkroom.types import Params
+
+Curve = Callable[[BatchKey, int], float]
+
+
+def flat(key: BatchKey, rows: int) -> float:
+    """Batching is free: a pass takes the same time whatever its rows (a GPU far from full)."""
+    return key.height * key.width / 64 * 2e-5
+
+
+def linear(key: BatchKey, rows: int) -> float:
+    """Batching gains nothing (a CPU)."""
+    return flat(key, 1) * rows
+
+
+def knee(key: BatchKey, rows: int) -> float:
+    """Free up to 6 rows, linear beyond."""
+    return flat(key, 1) * max(6, rows)
+
+
+CURVES: dict[str, Curve] = {"flat": flat, "linear": linear, "knee": knee}
+
+
+@dataclass(frozen=True)
+class Arrival:
+    at: float
+    side: int
+    steps: int
+    rows: int
+
+
+@dataclass
+class Run:
+    """What came of a simulation: when each job ended, and every batch that stepped."""
+
+    ended: dict[str, float]
+    batches: list[tuple[float, tuple[str, ...], int]]
+    samples: dict[str, Sample]
+
+    def latency(self, name: str) -> float:
+        return self.ended[name] - self.samples[name].arrived
+
+    def mean(self) -> float:
+        return statistics.mean(self.latency(name) for name in self.ended)
+
+
+def simulate(arrivals: list[Arrival], curve: Curve, cancel: dict[str, float] | None = None, exact: bool = False, learnt: bool = False) -> Run:
+    """Drive the real Scheduler and CostModel in virtual time until everything has ended."""
+    cost = CostModel()
+    if learnt:
+        for side in {a.side for a in arrivals}:
+            for rows in range(1, 17):
+                cost.observe_step(BatchKey("m", side, side), rows, curve(BatchKey("m", side, side), rows))
+    scheduler, now = Scheduler(cost, max_rows=16, exact=exact), 0.0
+    samples = {str(i): Sample(str(i), Params("m", "p"), BatchKey("m", a.side, a.side), a.steps, a.rows, a.at) for i, a in enumerate(arrivals)}
+    waiting, run = sorted(samples.values(), key=lambda s: s.arrived), Run({}, [], samples)
+    cancels = dict(cancel or {})
+    while waiting or len(scheduler):
+        if not len(scheduler):
+            now = max(now, waiting[0].arrived)
+        while waiting and waiting[0].arrived <= now:
+            scheduler.add(waiting.pop(0))
+        for name in [n for n, at in cancels.items() if at <= now]:
+            del cancels[name]
+            if scheduler.cancel(name):
+                run.ended[name] = now
+        batch = scheduler.schedule(now)
+        if batch is None:
+            continue
+        now = _step(scheduler, batch, curve, now, run)
+    return run
+
+
+def _step(scheduler: Scheduler, batch: Batch, curve: Curve, now: float, run: Run) -> float:
+    for sample in batch.samples:
+        sample.state = "prepared"
+    seconds = curve(batch.key, batch.rows)
+    run.batches.append((now, tuple(s.id for s in batch.samples), batch.rows))
+    for sample in scheduler.settle(batch, seconds):
+        assert sample.id not in run.ended, "a job ended twice"
+        run.ended[sample.id] = now + seconds
+    return now + seconds
+
+
+arrival = st.builds(Arrival, st.floats(0, 5), st.sampled_from([128, 256, 384]), st.integers(1, 50), st.sampled_from([1, 2]))
+curves = st.sampled_from(sorted(CURVES))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(arrival, min_size=1, max_size=25), curves, st.booleans())
+def test_every_job_ends_once_and_caps_are_kept(arrivals: list[Arrival], curve: str, exact: bool) -> None:
+    run = simulate(arrivals, CURVES[curve], exact=exact)
+    assert set(run.ended) == set(run.samples)
+    for _, members, rows in run.batches:
+        assert rows <= 16
+        assert len({run.samples[m].key for m in members}) == 1
+        assert not exact or len(members) == 1
+    steps = {name: sum(name in members for _, members, _ in run.batches) for name in run.samples}
+    assert steps == {name: sample.steps for name, sample in run.samples.items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(arrival, min_size=2, max_size=25), curves)
+def test_nobody_starves(arrivals: list[Arrival], curve: str) -> None:
+    """Whatever arrives: from remaining / AGEING seconds of waiting on, only what was in line by then can still go before."""
+    run = simulate(arrivals, CURVES[curve], learnt=True)
+    dearest = max(CURVES[curve](s.key, 16) for s in run.samples.values())
+    for name, sample in run.samples.items():
+        own = sample.steps * CURVES[curve](sample.key, sample.rows)
+        senior = sample.arrived + own / AGEING
+        in_line = sum(s.steps * CURVES[curve](s.key, s.rows) for s in run.samples.values() if s.arrived <= senior)
+        assert run.ended[name] <= senior + 2 * in_line / (1 - AGEING) + own + dearest
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(arrival, min_size=2, max_size=15), st.dictionaries(st.integers(0, 14).map(str), st.floats(0, 6), max_size=8), curves)
+def test_a_cancelled_job_never_steps_again(arrivals: list[Arrival], cancel: dict[str, float], curve: str) -> None:
+    run = simulate(arrivals, CURVES[curve], cancel)
+    assert set(run.ended) == set(run.samples)
+    for start, members, _ in run.batches:
+        assert all(start < run.ended[member] for member in members)
+
+
+def test_a_batch_grows_where_it_gains_and_only_there() -> None:
+    jobs = [Arrival(0, 256, 20, 2) for _ in range(8)]
+    assert max(len(m) for _, m, _ in simulate(jobs, flat, learnt=True).batches) == 8
+    assert max(len(m) for _, m, _ in simulate(jobs, knee, learnt=True).batches) == 3
+    assert max(len(m) for _, m, _ in simulate(jobs, linear, learnt=True).batches) == 1
+
+
+def test_what_gains_is_found_without_being_told() -> None:
+    jobs = [Arrival(0, 256, 50, 2) for _ in range(8)]
+    alone = simulate(jobs, linear)
+    together = simulate(jobs, flat)
+    assert sum(len(m) > 1 for _, m, _ in alone.batches) < 0.1 * len(alone.batches)
+    assert statistics.mean(len(m) for _, m, _ in together.batches) > 4
+
+
+def test_short_jobs_pass_long_ones_where_batching_gains_nothing() -> None:
+    run = simulate([Arrival(0, 256, 50, 2), Arrival(0.01, 256, 10, 2)], linear, learnt=True)
+    assert run.ended["1"] < run.ended["0"]
+
+
+def test_a_long_job_gets_its_turn_under_a_flood_of_short_ones() -> None:
+    step = linear(BatchKey("m", 256, 256), 2)
+    flood = [Arrival(i * 10 * step, 256, 10, 2) for i in range(400)]
+    run = simulate([Arrival(0, 256, 50, 2), *flood], linear, learnt=True)
+    assert run.ended["0"] < 50 * step / AGEING + 60 * step
+
+
+def test_a_blocked_size_does_not_block_another() -> None:
+    run = simulate([Arrival(0, 384, 50, 2)] * 4 + [Arrival(0.01, 128, 10, 1)], linear, learnt=True)
+    assert run.ended["4"] == min(run.ended.values())
+
+
+def test_at_most_one_newcomer_joins_a_step() -> None:
+    cost = CostModel()
+    scheduler = Scheduler(cost)
+    key = BatchKey("m", 128, 128)
+    for rows in range(1, 17):
+        cost.observe_step(key, rows, 0.01)
+    for i in range(5):
+        scheduler.add(Sample(str(i), Params("m", "p"), key, 10, 2, 0.0))
+    sizes = []
+    for turn in range(5):
+        batch = scheduler.schedule(0.1)
+        assert batch is not None
+        assert sum(not s.prepared for s in batch.samples) <= 1
+        for sample in batch.samples:
+            sample.state = "prepared"
+        scheduler.settle(batch, 0.01)
+        sizes.append(len(batch.samples))
+        assert turn + 1 == sizes[-1]
+
+
+def test_mean_latency_is_well_below_first_come_first_served() -> None:
+    import random
+
+    rng, at, arrivals = random.Random(5), 0.0, []
+    work = [(rng.choice([256, 384]), rng.choice([10, 20, 30, 50]), rng.choice([1, 2])) for _ in range(400)]
+    seconds = [steps * linear(BatchKey("m", side, side), rows) for side, steps, rows in work]
+    for side, steps, rows in work:
+        at += rng.expovariate(0.8 / statistics.mean(seconds))
+        arrivals.append(Arrival(at, side, steps, rows))
+    free, waits = 0.0, []
+    for a, s in zip(arrivals, seconds, strict=True):
+        free = max(free, a.at) + s
+        waits.append(free - a.at)
+    assert simulate(arrivals, linear, learnt=True).mean() <= 0.7 * statistics.mean(waits)
+
+
+@pytest.mark.parametrize("module", ["scheduler", "cost", "sample", "messages"])
+def test_the_scheduler_imports_no_torch(module: str) -> None:
+    code = f"import sys, darkroom.engine.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
