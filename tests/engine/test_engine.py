@@ -1,0 +1,174 @@
+"""The loop: poisoned rows, truncated prompts, the prompt cache, what a checkpoint must be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from darkroom.engine.engine import Engine
+from darkroom.engine.hardware import choose
+from darkroom.engine.messages import Cancel, Submit
+from darkroom.engine.sdxl import SDXL
+from darkroom.errors import Unsupported
+from darkroom.types import FINAL, Cancelled, Event, Failed, Finished, Params
+
+from .conftest import Lab, make_checkpoint, photo, psnr
+from .test_parity import params
+
+
+def drain(engine: Engine) -> dict[str, Event]:
+    """Run until nothing is left; the final event of each job."""
+    ended: dict[str, Event] = {}
+    engine_events = engine.step()
+    while True:
+        for event in engine_events:
+            if isinstance(event, FINAL):
+                assert event.job_id not in ended, "a job ended twice"
+                ended[event.job_id] = event
+        if not engine.busy:
+            return ended
+        engine_events = engine.step()
+
+
+def test_a_row_that_is_not_finite_fails_alone(lab: Lab) -> None:
+    engine = lab.engine()
+    for i in range(3):
+        engine.put(Submit(str(i), params(seed=i + 1)))
+    for _ in range(5):
+        engine.step()
+    poisoned = engine.scheduler._samples["1"]
+    poisoned.state.latents[:] = float("nan")
+    ended = drain(engine)
+    assert isinstance(ended["1"], Failed)
+    assert ended["1"].name == "not_finite"
+    assert isinstance(ended["0"], Finished)
+    assert isinstance(ended["2"], Finished)
+
+
+def test_a_row_that_breaks_the_pass_fails_alone(lab: Lab) -> None:
+    engine = lab.engine()
+    for i in range(3):
+        engine.put(Submit(str(i), params(seed=i + 1)))
+    for _ in range(5):
+        engine.step()
+    engine.scheduler._samples["1"].state.latents = torch.zeros(1, 4, 3, 3)
+    ended = drain(engine)
+    assert isinstance(ended["1"], Failed)
+    assert isinstance(ended["0"], Finished)
+    assert isinstance(ended["2"], Finished)
+
+
+def test_a_picture_that_cannot_be_prepared_fails_alone(lab: Lab) -> None:
+    engine = lab.engine()
+    engine.put(Submit("bad", params(image=b"too short", control_strength=Decimal("0.5"))))
+    engine.put(Submit("good", params()))
+    ended = drain(engine)
+    assert isinstance(ended["bad"], Failed)
+    assert isinstance(ended["good"], Finished)
+
+
+def test_cancel_at_every_stage(lab: Lab) -> None:
+    engine = lab.engine()
+    engine.put(Submit("waiting", params()))
+    engine.put(Cancel("waiting"))
+    engine.put(Submit("running", params()))
+    engine.put(Cancel("nobody"))
+    events = engine.step() + engine.step()
+    engine.put(Cancel("running"))
+    events += engine.step()
+    assert [e.job_id for e in events if isinstance(e, Cancelled)] == ["waiting", "running"]
+    assert not engine.busy
+
+
+def test_a_long_prompt_is_cut_as_diffusers_cuts_it_and_says_where(lab: Lab) -> None:
+    wanted = params(prompt="a red apple " * 40 + "walrus", steps=10)
+    engine = lab.engine()
+    engine.put(Submit("a", wanted))
+    finished = drain(engine)["a"]
+    assert isinstance(finished, Finished)
+    assert "77 tokens" in finished.note
+    picture = np.frombuffer(finished.pixels, np.uint8).reshape(128, 128, 3)
+    assert psnr(picture, lab.diffusers(wanted)) >= 60
+
+
+def test_an_empty_and_an_absent_negative_prompt_are_zeros(lab: Lab) -> None:
+    text = lab.family.encode_prompt("a cat")
+    nothing = lab.family.encode_prompt("", like=text)
+    assert not nothing.hidden.any()
+    assert not nothing.pooled.any()
+
+
+def test_the_loop_copies_nothing_back_to_the_host(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU a copy cannot stall, so the calls that would stall a GPU are made to fail while a batch steps."""
+    engine = lab.engine()
+    for i in range(3):
+        engine.put(Submit(str(i), params(seed=i + 1, cfg=7.0 if i else 1.0)))
+    for _ in range(4):
+        engine.step()
+    batch = engine.scheduler.schedule(1.0)
+    assert batch is not None
+    assert len(batch.samples) == 3
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a copy to the host")
+
+    for name in ("item", "cpu", "tolist", "numpy", "__bool__", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    engine._runners["tiny"].denoise(batch)
+
+
+def test_the_vae_stays_in_fp32_where_half_precision_would_overflow(checkpoint: Path) -> None:
+    family = SDXL.load(checkpoint, torch.device("cpu"), torch.bfloat16)
+    assert family.vae.dtype == torch.float32
+    assert family.unet.dtype == torch.bfloat16
+    pictures = family.decode(torch.randn(1, 4, 16, 16))
+    assert torch.isfinite(pictures).all()
+
+
+def test_latent_statistics_of_a_vae_are_honoured(tmp_path: Path) -> None:
+    lab = Lab(make_checkpoint(tmp_path, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.5, 1.5, 1.0, 2.0]))
+    for wanted in (params(steps=10), params(steps=10, image=photo(128, 128), control_strength=Decimal("0.4"))):
+        (picture,) = lab.ours((0, wanted))
+        assert psnr(picture, lab.diffusers(wanted)) >= 60
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [("unet/config.json", {"time_cond_proj_dim": 8}), ("model_index.json", {"requires_aesthetics_score": True})],
+)
+def test_a_checkpoint_that_cannot_be_honoured_is_refused(checkpoint: Path, tmp_path: Path, file: str, change: dict) -> None:
+    import shutil
+
+    folder = tmp_path / "changed"
+    shutil.copytree(checkpoint, folder)
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(Unsupported, match=next(iter(change))):
+        SDXL.load(folder, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda:99", "auto"), ("toaster", "auto"), ("cpu", "float8")])
+def test_a_device_or_dtype_that_is_not_here_is_refused(device: str, dtype: str) -> None:
+    with pytest.raises(Unsupported):
+        choose(device, dtype)
+
+
+def test_two_sizes_take_turns_in_one_engine(lab: Lab) -> None:
+    wanted = [params(seed=1), params(seed=2, width=192), params(seed=3, height=256), params(seed=4, width=192)]
+    for picture, one in zip(lab.ours(*[(0, one) for one in wanted]), wanted, strict=True):
+        assert psnr(picture, lab.diffusers(one)) >= 60
+    sizes = {one.seed: (one.width, one.height) for one in wanted}
+    assert all(len({sizes[int(name) + 1] for name in batch}) == 1 for batch in lab.batches)
+
+
+def test_params_are_a_frozen_promise() -> None:
+    with pytest.raises(AttributeError):
+        params().steps = 3  # type: ignore[misc]
+    assert replace(params(), steps=3) != params()
+    assert isinstance(params(), Params)

@@ -1,0 +1,162 @@
+"""The worker process: faults, cancellation, its end. A real child with the real demo checkpoint; it is killed for real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from darkroom.models.catalogue import resolve
+from darkroom.settings import Settings
+from darkroom.types import Cancelled, Event, Failed, Finished, ModelCard, Params, Progress
+from darkroom.worker.local import LocalWorker
+
+PARAMS = Params(model="demo-xl", prompt="a cat", steps=10, width=128, height=128, cfg=1.0, seed=3)
+
+
+@asynccontextmanager
+async def working(data_dir: Path, card: ModelCard | None = None, **settings: object) -> AsyncIterator[LocalWorker]:
+    worker = LocalWorker([card or resolve("demo-xl", data_dir)], Settings(data_dir=data_dir, **settings))
+    await worker.start()
+    try:
+        yield worker
+    finally:
+        await worker.close()
+
+
+async def outcome(worker: LocalWorker, name: str, params: Params = PARAMS, kill_at: int | None = None) -> Event:
+    """The last event of a job; with kill_at the child is killed when the job reaches that step, however often it does."""
+    event: Event | None = None
+    async with aclosing(worker.submit(name, params)) as events:
+        async for event in events:
+            if isinstance(event, Progress) and event.step == kill_at:
+                os.kill(child_of(worker), signal.SIGKILL)
+    assert event is not None
+    return event
+
+
+def child_of(worker: LocalWorker) -> int:
+    process = worker._process
+    assert process is not None
+    return process.pid
+
+
+async def test_jobs_end_and_progress_counts(tmp_path: Path) -> None:
+    async with working(tmp_path) as worker:
+        async with aclosing(worker.submit("a", PARAMS)) as events:
+            seen = [event async for event in events]
+        steps = [event.step for event in seen if isinstance(event, Progress)]
+        assert steps == list(range(1, 11))
+        assert isinstance(seen[-1], Finished)
+        assert len(seen[-1].pixels) == 128 * 128 * 3
+        assert worker.state().status == "ready"
+        assert worker.backlog_seconds() == 0
+    assert json.loads((tmp_path / "costs.json").read_text())
+
+
+async def test_a_job_that_kills_its_worker_takes_no_other_along(tmp_path: Path) -> None:
+    async with working(tmp_path) as worker:
+        await outcome(worker, "warm")
+        killer = outcome(worker, "killer", replace(PARAMS, steps=50), kill_at=5)
+        others = [outcome(worker, f"other {i}", replace(PARAMS, seed=10 + i, steps=20)) for i in range(4)]
+        ended = await asyncio.gather(killer, *others)
+        assert isinstance(ended[0], Failed)
+        assert ended[0].name == "worker_died"
+        assert all(isinstance(event, Finished) for event in ended[1:])
+        assert isinstance(await outcome(worker, "after"), Finished)
+
+
+async def test_a_worker_that_dies_once_costs_no_job(tmp_path: Path) -> None:
+    async with working(tmp_path) as worker:
+        await outcome(worker, "warm")
+        alone = await outcome(worker, "reference", replace(PARAMS, steps=30))
+        job = asyncio.ensure_future(outcome(worker, "job", replace(PARAMS, steps=30)))
+        while not worker._jobs["job"].step if "job" in worker._jobs else True:
+            await asyncio.sleep(0.005)
+        os.kill(child_of(worker), signal.SIGKILL)
+        again = await job
+        assert isinstance(alone, Finished)
+        assert isinstance(again, Finished)
+        assert again.pixels == alone.pixels
+
+
+async def test_cancel_takes_effect_at_the_next_step(tmp_path: Path) -> None:
+    async with working(tmp_path) as worker:
+        last: Event | None = None
+        async with aclosing(worker.submit("a", replace(PARAMS, steps=50, width=256, height=256))) as events:
+            async for last in events:
+                if isinstance(last, Progress) and last.step == 3:
+                    worker.cancel("a")
+                assert not (isinstance(last, Progress) and last.step > 6)
+        assert isinstance(last, Cancelled)
+
+
+async def test_leaving_the_events_cancels_the_job(tmp_path: Path) -> None:
+    async with working(tmp_path) as worker:
+        async with aclosing(worker.submit("a", replace(PARAMS, steps=50, width=256, height=256))) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    break
+        assert isinstance(await outcome(worker, "b"), Finished)
+        assert "a" not in worker._jobs
+
+
+async def test_jobs_wait_while_the_model_loads(tmp_path: Path) -> None:
+    async with working(tmp_path) as worker:
+        assert worker.state().status == "loading"
+        assert isinstance(await outcome(worker, "early"), Finished)
+
+
+async def test_missing_weights_name_the_command_that_brings_them(tmp_path: Path) -> None:
+    card = resolve("stable-diffusion-xl-base-1.0", tmp_path)
+    async with working(tmp_path, card) as worker:
+        event = await outcome(worker, "a", replace(PARAMS, model=card.name))
+    assert isinstance(event, Failed)
+    assert event.status == 503
+    assert "darkroom models pull stable-diffusion-xl-base-1.0" in event.message
+
+
+async def test_a_broken_checkpoint_is_a_clear_failure_and_not_a_loop(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    async with working(tmp_path, replace(resolve("demo-xl", tmp_path), path=str(tmp_path))) as worker:
+        event = await outcome(worker, "a")
+        assert isinstance(event, Failed)
+        assert event.status == 503
+        assert "could not be loaded" in event.message
+        assert worker.state().status == "failed"
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_the_child_ends_with_its_gateway_however_that_ends(tmp_path: Path, sign: signal.Signals) -> None:
+    code = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom darkroom.models.catalogue import resolve\nfrom darkroom.settings import Settings\n"
+        "from darkroom.worker.local import LocalWorker\n"
+        "async def main():\n    data = Path(sys.argv[1])\n    worker = LocalWorker([resolve('demo-xl', data)], Settings(data_dir=data))\n"
+        "    await worker.start()\n    print(worker._process.pid, flush=True)\n    await asyncio.sleep(600)\nasyncio.run(main())"
+    )
+    gateway = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert gateway.stdout is not None
+    child = int(gateway.stdout.readline())
+    gateway.send_signal(sign)
+    gateway.wait()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and alive(child):
+        time.sleep(0.1)
+    assert not alive(child)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
