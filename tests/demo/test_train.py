@@ -67,9 +67,14 @@ def test_loss_falls(tiny, tmp_path):
     assert sum(losses[-15:]) < 0.9 * sum(losses[:15])
 
 
-def test_small_pictures_come_first(tiny, tmp_path):
-    trainer = make_trainer(tiny, tmp_path, steps=10, small_first=1.0)
-    assert set(trainer.pools[False].shares) == {64, 96}
+def test_small_pictures_come_first_and_large_ones_last(tiny, tmp_path):
+    plan = train.Plan(steps=100)
+    assert [plan.stage_at(step) for step in (0, 39, 40, 69, 70, 99)] == [
+        ("small", 0), ("small", 0), ("all", 40), ("all", 40), ("large", 70), ("large", 70),
+    ]  # fmt: skip
+    assert train.Plan(small_first=0.0).stage_at(0) == ("all", 0)
+    trainer = make_trainer(tiny, tmp_path, steps=10, small_first=1.0, large_last=1.0)
+    assert set(trainer.pools["small"].shares) == {64, 96}
     trainer.advance()
     assert list((tmp_path / "pool-small").glob("*.pt"))
     assert not list((tmp_path / "pool-all").glob("*.pt"))

@@ -26,6 +26,8 @@ from .vocabulary import make_tokenizer
 ROWS = {64: 64, 96: 28, 128: 20, 192: 10, 256: 6, 512: 2}  # pictures in a step by side: each step costs about alike
 SMALL_FIRST = {64: 0.55, 96: 0.25, 128: 0.2}  # words bind to pictures in minutes at these sizes, in hours at larger ones
 ALL_SIZES = {64: 0.05, 96: 0.1, 128: 0.25, 192: 0.1, 256: 0.3, 512: 0.2}
+LARGE_LAST = {128: 0.1, 256: 0.5, 512: 0.4}  # detail that does not repeat comes last, at the sizes that will be asked for
+STAGES = {"small": SMALL_FIRST, "all": ALL_SIZES, "large": LARGE_LAST}
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Plan:
     rate: float = 1e-3  # AdamW's, after the warm-up
     warm_up: int = 150  # steps
     cool_down: float = 0.5  # last part of the steps, in which the rate falls to nothing
-    small_first: float = 0.4  # first part of the steps, at small sizes only
+    small_first: float = 0.4  # part of the steps by which the stage at small sizes ends
+    large_last: float = 0.7  # part of the steps at which the stage at large sizes begins
     reuse: int = 5  # steps for each batch made
     window: int = 1500  # newest batches a step draws from
     decay: float = 0.999  # of the averaged weights
@@ -47,6 +50,11 @@ class Plan:
         """The learning rate of step `step`."""
         left = (self.steps - step) / (self.cool_down * self.steps)
         return self.rate * min(1.0, (step + 1) / self.warm_up, max(left, 0.01))
+
+    def stage_at(self, step: int) -> tuple[str, int]:
+        """The stage of step `step`, and the step at which it begins."""
+        begins = {"small": 0, "all": int(self.small_first * self.steps), "large": int(self.large_last * self.steps)}
+        return [(name, begin) for name, begin in begins.items() if begin <= step][-1]
 
 
 class Trainer:
@@ -59,10 +67,11 @@ class Trainer:
         self.average = [p.detach().clone() for p in self.weights]
         self.optimizer = torch.optim.AdamW(self.weights, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
         self.alphas = make_scheduler().alphas_cumprod
-        early = {side: share for side, share in SMALL_FIRST.items() if side in plan.rows}
-        late = {side: share for side, share in ALL_SIZES.items() if side in plan.rows}
-        self.pools = [Pool(nets.vae, folder / name, plan.rows, shares, plan.seed) for name, shares in
-                      (("pool-small", early), ("pool-all", late))]  # fmt: skip
+        self.pools = {name: self._pool(name, shares) for name, shares in STAGES.items()}
+
+    def _pool(self, name: str, shares: dict[int, float]) -> Pool:
+        known = {side: share for side, share in shares.items() if side in self.plan.rows} or dict.fromkeys(self.plan.rows, 1.0)
+        return Pool(self.nets.vae, self.folder / f"pool-{name}", self.plan.rows, known, self.plan.seed)
 
     def advance(self) -> float:
         """One step of training; the loss."""
@@ -78,13 +87,11 @@ class Trainer:
         return loss.item()
 
     def _batch(self) -> Batch:
-        switch = int(self.plan.small_first * self.plan.steps)
-        is_late = self.step >= switch
-        newest = (self.step - switch * is_late) // self.plan.reuse
+        stage, begin = self.plan.stage_at(self.step)
+        newest = (self.step - begin) // self.plan.reuse
         rng = random.Random(f"{self.plan.seed} step {self.step}")
-        # The first steps would otherwise see the same few batches over and over.
-        oldest = max(0, newest - self.plan.window)
-        return self.pools[is_late][rng.randint(oldest, newest + 40)]
+        # Ahead by some, since a stage's first steps would otherwise see the same few batches over and over.
+        return self.pools[stage][rng.randint(max(0, newest - self.plan.window), newest + 40)]
 
     def _loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         n, side = len(batch.captions), batch.side
