@@ -40,6 +40,7 @@ INERT: dict[str, tuple[Any, ...]] = {
 }
 ALLOWED: dict[str, tuple[Any, ...]] = {
     "prediction_type": ("epsilon", "v_prediction"),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "timestep_spacing": ("linspace", "leading", "trailing"),
     "algorithm_type": ("dpmsolver++",),
     "solver_order": (1, 2),
@@ -97,6 +98,7 @@ class SigmaSchedule:
         scheduler = self._make()
         scheduler.set_timesteps(steps)
         timesteps, sigmas = scheduler.timesteps.double().numpy(), scheduler.sigmas.double().numpy()
+        sigmas = sigmas[: len(timesteps) + 1]  # log_linear plans one more that no step reaches
         if self.name == "DPMSolverMultistepScheduler":  # it starts from unit noise in the variance-preserving form
             return timesteps, sigmas, float(np.sqrt(sigmas[0] ** 2 + 1))
         return timesteps, sigmas, float(scheduler.init_noise_sigma)
