@@ -24,6 +24,12 @@ def choose(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     return where, torch.float16 if where.type == "mps" else torch.float32
 
 
+def use_threads(count: int) -> None:
+    """CPU threads of a forward pass; 0 leaves the choice to torch."""
+    if count:
+        torch.set_num_threads(count)
+
+
 def _best() -> str:
     if torch.cuda.is_available():
         return "cuda"

@@ -33,7 +33,7 @@ def pull(card: ModelCard, data_dir: Path) -> ModelCard:
     try:
         patterns = _patterns(card.hub_id)
         files = snapshot_download(card.hub_id, local_dir=folder, allow_patterns=patterns, dry_run=True)
-        _check_room(sum(f.file_size for f in files if f.will_download), folder)
+        _check_room(sum(file.file_size or 0 for file in files if file.will_download), folder)
         snapshot_download(card.hub_id, local_dir=folder, allow_patterns=patterns)
     except GatedRepoError as error:  # a subclass of RepositoryNotFoundError, so it comes first
         raise ModelUnavailable(f"{card.hub_id} is gated: agree at https://huggingface.co/{card.hub_id} and set HF_TOKEN") from error
@@ -50,7 +50,7 @@ def _patterns(hub_id: str) -> list[str]:
     from huggingface_hub import HfApi
 
     names = HfApi().list_repo_files(hub_id)
-    half = all(any(n.startswith(f"{net}/") and n.endswith(".fp16.safetensors") for n in names) for net in NETS)
+    half = all(any(name.startswith(f"{net}/") and name.endswith(".fp16.safetensors") for name in names) for net in NETS)
     return CONFIGS + [f"{net}/*{'.fp16' if half else 'model'}.safetensors" for net in NETS]
 
 

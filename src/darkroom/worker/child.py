@@ -40,14 +40,12 @@ def main() -> None:
 
 def _build(order: Order, send: Callable[[Any], None]) -> tuple[Any, CostModel, WorkerState]:
     """Load the nets; torch is imported here and not before, so that the state `loading` is out at once."""
-    import torch
-
     from darkroom.engine.engine import Engine
+    from darkroom.engine.hardware import use_threads
     from darkroom.engine.load import load_family
     from darkroom.engine.runner import Runner
 
-    if order.threads:
-        torch.set_num_threads(order.threads)
+    use_threads(order.threads)
     runners = {card.name: Runner(load_family(card, order.device, order.dtype)) for card in order.cards}
     cost = CostModel(order.costs)
     engine = Engine(runners, cost, order.max_rows, order.exact, started=lambda job_id: send(Started(job_id)))
