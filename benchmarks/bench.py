@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -49,7 +50,8 @@ class Peer:
 
     def peak_megabytes(self) -> float:
         """The high-water marks of the process and its children, added."""
-        pids = [self.process.pid, *map(int, subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False).stdout.split())]
+        children = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False).stdout
+        pids = [self.process.pid, *map(int, children.split())]
         lines = [line for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
         return sum(int(line.split()[1]) for line in lines) / 1024
 
@@ -111,26 +113,35 @@ def one_client(ours: Peer, plain: Peer, rounds: int, side: int) -> None:
     bare = bare_pipeline()
     work = {"darkroom": lambda b: ours.ask(b)[0], "plain server": lambda b: plain.ask(b)[0], "bare pipeline": bare}
     times: dict[str, list[float]] = {name: [] for name in work}
-    for name, ask in work.items():
+    for ask in work.values():
         ask(body(0, side=side))
     for i in range(rounds):
         for name, ask in work.items():
             times[name].append(ask(body(i + 1, side=side)))
     reference = statistics.median(times["bare pipeline"])
-    print(f"\n### One client, {side}x{side}, 30 steps, cfg 7 ({rounds} rounds)\n\n| | median s | min s | max s | ratio to the bare pipeline |\n|---|---|---|---|---|")
+    print(f"\n### One client, {side}x{side}, 30 steps, cfg 7 ({rounds} rounds)\n")
+    print("| | median s | min s | max s | ratio to the bare pipeline |\n|---|---|---|---|---|")
     for name, seconds in times.items():
-        print(f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f} | {max(seconds):.2f} | {statistics.median(seconds) / reference:.2f} |", flush=True)
+        middle = statistics.median(seconds)
+        print(f"| {name} | {middle:.2f} | {min(seconds):.2f} | {max(seconds):.2f} | {middle / reference:.2f} |", flush=True)
 
 
 def closed_loop(ours: Peer, plain: Peer, clients: int, each: int, side: int) -> None:
-    print(f"\n### {clients} clients in a closed loop, {side}x{side}, 30 steps, cfg 7\n\n| | pictures a minute | mean s | ratio of throughput |\n|---|---|---|---|")
+    print(f"\n### {clients} clients in a closed loop, {side}x{side}, 30 steps, cfg 7\n")
+    print("| | pictures a minute | mean s | ratio of throughput |\n|---|---|---|---|")
     rates = {}
     for peer in (plain, ours):
         start = time.perf_counter()
         with ThreadPoolExecutor(clients) as pool:
-            seconds = [t for ts in pool.map(lambda c, p=peer: [p.ask(body(100 + c * each + i, side=side))[0] for i in range(each)], range(clients)) for t in ts]
+            seconds = list(chain.from_iterable(pool.map(lambda c, p=peer: client(p, 100 + c * each, each, side), range(clients))))
         rates[peer.name] = 60 * clients * each / (time.perf_counter() - start)
-        print(f"| {peer.name} | {rates[peer.name]:.1f} | {statistics.mean(seconds):.2f} | {rates[peer.name] / rates['plain server']:.2f} |", flush=True)
+        ratio = rates[peer.name] / rates["plain server"]
+        print(f"| {peer.name} | {rates[peer.name]:.1f} | {statistics.mean(seconds):.2f} | {ratio:.2f} |", flush=True)
+
+
+def client(peer: Peer, first: int, count: int, side: int) -> list[float]:
+    """One client of a closed loop: asks again as soon as it is answered. Latencies in order."""
+    return [peer.ask(body(first + i, side=side))[0] for i in range(count)]
 
 
 def poisson(ours: Peer, plain: Peer, count: int, load: float) -> None:

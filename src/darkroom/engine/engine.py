@@ -174,5 +174,6 @@ class Engine:
         except Exception as error:
             log.error("a pass failed", jobs=job_ids, error=repr(error), trace=traceback.format_exc())
             if fail:
-                self._events += [Failed(job_id, "engine_error", f"the engine could not make this picture ({type(error).__name__})") for job_id in job_ids]
+                message = f"the engine could not make this picture ({type(error).__name__})"
+                self._events += [Failed(job_id, "engine_error", message) for job_id in job_ids]
             return False

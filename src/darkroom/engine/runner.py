@@ -125,7 +125,9 @@ class Runner:
         wants = [bool(sample.state.plan.table[sample.step, samplers.D]) for sample in samples]
         if not any(wants):
             return None
-        rows = [torch.randn(s.latents.shape, generator=s.generator) if w else torch.zeros(s.latents.shape) for s, w in zip(states, wants, strict=True)]
+        rows = [torch.zeros(state.latents.shape) for state in states]
+        for i in (i for i, want in enumerate(wants) if want):
+            rows[i] = torch.randn(rows[i].shape, generator=states[i].generator)
         return torch.cat(rows).to(self.family.device, non_blocking=True)
 
 

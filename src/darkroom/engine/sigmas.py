@@ -79,8 +79,9 @@ class SigmaSchedule:
         return cls(json.loads((folder / "scheduler" / "scheduler_config.json").read_text()))
 
     def plan(self, steps: int, start: int = 0) -> tuple[np.ndarray, float]:
-        """Coefficients [n, 8] of the steps from `start` on (diffusers may plan one more than asked, then so do we), and the scale of pure noise at the very first.
+        """Coefficients [n, 8] of the steps from `start` on, and the scale of pure noise at the very first.
 
+        diffusers may plan one step more than asked (trailing, 61 steps); then so do we.
         An image starts at z + sigma * noise with `start_sigma(steps, start)`.
         """
         timesteps, sigmas, noise_scale = self._cached(steps)

@@ -65,7 +65,8 @@ def read_card(folder: Path) -> ModelCard:
         raise Unsupported(f"{folder.name}/model_index.json: _class_name must be one of {', '.join(FAMILIES)}, got {index.get('_class_name')!r}")
     own = json.loads((folder / "darkroom.json").read_text()) if (folder / "darkroom.json").exists() else {}
     language = own.get("language", {})
-    fields = {k: own[k] for k in ("name", "default_side", "max_side", "default_steps", "min_steps", "max_steps", "default_cfg", "license") if k in own}
+    stated = ("name", "default_side", "max_side", "default_steps", "min_steps", "max_steps", "default_cfg", "license")
+    fields = {field: own[field] for field in stated if field in own}
     return replace(
         ModelCard(folder.name, family, str(folder)),
         words=frozenset(language.get("words", ())), hint=language.get("hint", ""), examples=tuple(own.get("examples", ())), **fields,
