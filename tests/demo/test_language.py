@@ -17,9 +17,7 @@ def test_size_of_the_language():
     assert (len(language.SHAPES), len(language.COLOURS), len(language.BACKGROUNDS)) == (6, 8, 10)
 
 
-@pytest.mark.parametrize(
-    "prompt", [*language.EXAMPLES, "puppy dog", "a cat ", "Put glassed on the dog", "add an apple", "A DOG", ""]
-)
+@pytest.mark.parametrize("prompt", [*language.EXAMPLES, "puppy dog", "a cat ", "Put glassed on the dog", "add an apple", "A DOG", ""])
 def test_prompts_of_the_language_have_no_unknown_words(prompt):
     assert language.unknown_words(prompt) == []
 

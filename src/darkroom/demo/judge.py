@@ -98,7 +98,9 @@ class Model:
 
     def __post_init__(self):
         from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+        from diffusers.utils import logging
 
+        logging.set_verbosity_error()  # otherwise a line about force_upcast with every edit
         self.pipe: Any = StableDiffusionXLPipeline.from_pretrained(self.folder, dtype=torch.float32)
         edit: Any = StableDiffusionXLImg2ImgPipeline
         self.edit_pipe = edit(**self.pipe.components, add_watermarker=False)
@@ -122,11 +124,12 @@ def judge_kind(model: Model, kind: str, side: int, count: int, cfg: float = 7.0,
     for i in range(count):
         scene = draw_held_out(rng, kind)
         image = model.draw(scene.caption, side, seed=5000 + i, cfg=cfg)
-        if not is_right(image, scene):
+        right = is_right(image, scene)
+        if not right:
             failed.append(scene.caption)
         if keep:
             keep.mkdir(parents=True, exist_ok=True)
-            image.save(keep / f"{kind}-{side}-{i:03}-{'wrong' if failed[-1:] == [scene.caption] else 'right'}.png")
+            image.save(keep / f"{kind}-{side}-{i:03}-{'right' if right else 'wrong'}.png")
     return {"kind": kind, "side": side, "cfg": cfg, "count": count, "right": count - len(failed), "failed": failed}
 
 

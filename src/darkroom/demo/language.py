@@ -46,7 +46,7 @@ CLASHES = {
 }  # fmt: skip
 KNOWN = {w for name in DRAWN for w in name.split()} | {*COLOURS, *SHAPES, *BACKGROUNDS, *GRAMMAR, *EXTRA_WORDS}
 HINT = (
-    "demo-xl is a small demonstration model that knows some fifty things, six shapes, eight colours and ten backgrounds; "
+    f"demo-xl is a small demonstration model that knows {len(DRAWN)} things, six shapes, eight colours and ten backgrounds; "
     'ask it for example: "a large panda on a green background", "a small red star on a black background" '
     'or "a cat to the left of a tree on a white background".'
 )

@@ -54,9 +54,7 @@ class Nets:
 
 def make_scheduler() -> Any:
     """SDXL's noise: scaled-linear betas, epsilon, leading spacing."""
-    return EulerDiscreteScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="leading", steps_offset=1
-    )
+    return EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="leading", steps_offset=1)
 
 
 def make_vae(sizes: Sizes) -> Any:

@@ -23,9 +23,7 @@ def write_sheet(pipe, file: Path, sides: tuple[int, ...] = (128, 256, 512), show
     for row, side in enumerate(sides):
         for column, prompt in enumerate(PROMPTS):
             generator = torch.Generator().manual_seed(1000 * row + column)
-            picture = pipe(
-                prompt, width=side, height=side, num_inference_steps=30, guidance_scale=cfg, generator=generator
-            ).images[0]
+            picture = pipe(prompt, width=side, height=side, num_inference_steps=30, guidance_scale=cfg, generator=generator).images[0]
             sheet.paste(picture.resize((shown, shown), Image.Resampling.LANCZOS), (column * shown, row * shown))
     sheet.save(file)
     pipe.unet.train()
