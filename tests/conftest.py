@@ -1,0 +1,104 @@
+"""A real server, started as an operator starts it, with the checkpoint in the box."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+SMALL = {"prompt": "a red apple on a blue background", "steps": 10, "width": 128, "height": 128}
+
+
+@dataclass
+class Server:
+    """A running `darkroom serve`: the block that it printed, and how to speak to it."""
+
+    service_id: str
+    key: str
+    model: str
+    block: list[str]
+    data_dir: Path
+    log: Path
+    process: subprocess.Popen = field(repr=False)
+
+    @property
+    def host(self) -> str:
+        return self.service_id.rpartition("/")[0]
+
+    def headers(self, key: str | None = None) -> dict[str, str]:
+        return {"Authorization": f"Bearer {key or self.key}"}
+
+    def generate(self, headers: dict[str, str] | None = None, base: str | None = None, **fields: Any) -> requests.Response:
+        """POST .../generate of a small picture, with other fields laid over; a field of None is left out."""
+        body = {name: value for name, value in (SMALL | fields).items() if value is not None}
+        return requests.post(f"{base or self.service_id}/v1/images/generate", json=body, headers=self.headers() | (headers or {}), timeout=120)
+
+    def control(self, image: bytes | None, headers: dict[str, str] | None = None, **fields: Any) -> requests.Response:
+        """POST .../control, 10 steps; a field of None is left out."""
+        data = {"prompt": "a red apple", "steps": "10"} | fields
+        files: dict[str, Any] = {} if image is None else {"image": ("any.bin", image, "application/octet-stream")}
+        files |= {name: (None, value) for name, value in data.items() if value is not None}
+        return requests.post(f"{self.service_id}/v1/images/control", files=files, headers=self.headers() | (headers or {}), timeout=120)
+
+    def cli(self, *words: str) -> subprocess.CompletedProcess:
+        """A command of `darkroom` on this server's data folder."""
+        return cli(*words, "--data-dir", str(self.data_dir))
+
+    def stop(self, sign: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(sign)
+        return self.process.wait(30)
+
+
+def cli(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "darkroom.cli", *words], capture_output=True, text=True, timeout=200, env=os.environ | environment, check=False
+    )
+
+
+def start(data_dir: Path, *flags: str, **environment: str) -> Server:
+    """Start a server and read its block; fails with its log where none comes."""
+    log = Path(tempfile.mkstemp(suffix=".log")[1])
+    with log.open("w") as errors:
+        command = [sys.executable, "-m", "darkroom.cli", "serve", "--port", "0", "--data-dir", str(data_dir), *flags]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment)
+    assert process.stdout is not None
+    block: list[str] = []
+    for line in process.stdout:
+        block.append(line.rstrip("\n"))
+        if line.startswith("Documentation"):
+            break
+    assert len(block) > 3, log.read_text()
+    values = dict(line.split("=", 1) for line in block[:3])
+    return Server(values["SERVICE_ID"], values["API_KEY"], values["MODEL"], block, data_dir, log, process)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that leave it as it was."""
+    running = start(tmp_path_factory.mktemp("data"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers of a test's own, and ends them."""
+    running: list[Server] = []
+
+    def begin(*flags: str, data_dir: Path | None = None, **environment: str) -> Server:
+        running.append(start(data_dir or tmp_path / "data", *flags, **environment))
+        return running[-1]
+
+    yield begin
+    for one in running:
+        one.process.kill()
+        one.process.wait()

@@ -1,0 +1,111 @@
+"""Who may come in, in which order the refusals come, and what every reply carries."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+
+import requests
+
+from tests.conftest import SMALL, Server
+from tests.http.test_generate import errors, pixels
+
+
+def test_no_key_or_an_unknown_one_is_a_401_before_all_else(server: Server) -> None:
+    for value in ("", "Bearer", "Bearer nonsense", f"Basic {server.key}", f"Bearer {server.key[:-1]}x", "Bearer " + "dk_" + "a" * 300):
+        reply = server.generate(headers={"Authorization": value}, base=f"{server.host}/svc-unknown1", steps=1)
+        assert reply.headers["WWW-Authenticate"] == "Bearer"
+        assert errors(reply, 401)["name"] == "unauthorized"
+
+
+def test_an_unknown_service_is_a_404_and_anothers_a_403(server: Server) -> None:
+    errors(server.generate(base=f"{server.host}/svc-unknown1"), 404)
+    other = json.loads(server.cli("service", "create", "other", "--json").stdout)["id"]
+    assert errors(server.generate(base=f"{server.host}/{other}"), 403)["name"] == "permission_denied"
+
+
+def test_a_new_key_works_at_once_and_a_revoked_one_no_more(server: Server) -> None:
+    key = json.loads(server.cli("key", "create", "--json").stdout)
+    pixels(server.generate(headers=server.headers(key["key"])))
+    assert server.cli("key", "revoke", key["public_id"]).returncode == 0
+    assert "revoked" in errors(server.generate(headers=server.headers(key["key"])), 401)["errors"][0]
+
+
+def test_models_health_and_documentation(server: Server) -> None:
+    data = requests.get(f"{server.service_id}/v1/models", headers=server.headers(), timeout=30).json()
+    assert data["object"] == "list"
+    model = data["data"][0]
+    assert model["id"] == server.model
+    assert model["object"] == "model"
+    assert model["family"] == "sdxl"
+    assert {"max_side", "default_side", "loaded", "license"} <= model.keys()
+    errors(requests.get(f"{server.host}/v1/models", timeout=30), 401)
+    assert requests.get(f"{server.host}/healthz", timeout=30).json()["status"] == "ok"
+    server.generate()
+    assert requests.get(f"{server.host}/readyz", timeout=30).json()["loaded"] == [server.model]
+    page = requests.get(f"{server.host}/docs", timeout=30).text
+    assert "http://" not in page
+    assert "https://" not in page
+    assert requests.get(f"{server.host}/docs/static/swagger-ui-bundle.js", timeout=30).status_code == 200
+
+
+def test_the_example_of_the_documentation_works(server: Server) -> None:
+    route = requests.get(f"{server.host}/openapi.json", timeout=30).json()["paths"]["/v1/images/generate"]["post"]
+    example = route["requestBody"]["content"]["application/json"]["example"]
+    pixels(requests.post(f"{server.host}/v1/images/generate", json=example, headers=server.headers(), timeout=120))
+
+
+def test_every_reply_has_an_id_and_errors_have_one_shape(server: Server) -> None:
+    assert requests.get(f"{server.host}/healthz", timeout=30).headers["X-Request-Id"]
+    errors(requests.get(f"{server.host}/nowhere", timeout=30), 404)
+    errors(requests.get(f"{server.host}/v1/images/generate", timeout=30), 405)
+    errors(requests.delete(f"{server.service_id}/v1/images/control", timeout=30), 405)
+
+
+def test_cors(server: Server) -> None:
+    asked = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    preflight = requests.options(f"{server.service_id}/v1/images/generate", headers=asked, timeout=30)
+    assert preflight.status_code == 200
+    assert preflight.headers["Access-Control-Allow-Origin"] == "*"
+    assert "authorization" in preflight.headers["Access-Control-Allow-Headers"].lower()
+    exposed = server.generate(headers={"Origin": "https://page.example"}).headers["Access-Control-Expose-Headers"]
+    for name in ("Seed", "Finish-Reason", "X-Request-Id", "X-Model", "X-Steps-Run", "X-Queue-Ms", "X-Inference-Ms", "X-Model-Note"):
+        assert name in exposed
+
+
+def test_a_full_queue_is_a_429_with_a_computed_wait(serve: Callable[..., Server]) -> None:
+    server = serve("--max-queue", "1")
+    server.generate()
+    running = threading.Thread(target=lambda: server.generate(steps=50, width=384, height=384))
+    running.start()
+    time.sleep(1)
+    reply = server.generate()
+    running.join()
+    assert errors(reply, 429)["name"] == "too_many_requests"
+    assert int(reply.headers["Retry-After"]) >= 1
+    pixels(server.generate())
+
+
+def test_a_client_that_leaves_stops_the_work(server: Server) -> None:
+    server.generate()
+    try:
+        requests.post(f"{server.service_id}/v1/images/generate", json=SMALL | {"steps": 50, "width": 768, "height": 768}, headers=server.headers(), timeout=0.7)
+        raise AssertionError("the picture was too quick for this test")
+    except requests.Timeout:
+        left = time.monotonic()
+    pixels(server.generate())
+    waited = time.monotonic() - left
+    assert " status=499" in server.log.read_text()
+    whole = time.monotonic()
+    server.generate(steps=50, width=768, height=768)
+    assert waited < 0.7 * (time.monotonic() - whole)
+
+
+def test_missing_weights_are_a_503_that_says_the_command(serve: Callable[..., Server]) -> None:
+    server = serve("--model", "stable-diffusion-xl-base-1.0", HF_HUB_OFFLINE="1")
+    reply = server.generate()
+    assert "darkroom models pull stable-diffusion-xl-base-1.0" in errors(reply, 503)["errors"][0]
+    assert reply.headers["Retry-After"]
+    assert requests.get(f"{server.host}/readyz", timeout=30).status_code == 503
