@@ -12,12 +12,12 @@ measured time per picture falls; where a bigger batch gains nothing, the leader 
 from __future__ import annotations
 
 from darkroom.engine.cost import CostModel
-from darkroom.engine.sample import Batch, BatchKey, Sample
+from darkroom.engine.sample import Batch, Sample
 
 # Seconds of remaining work that a second of waiting outweighs. By simulation at 0.8 of capacity, 0.25 is close to first come,
 # first served (mean latency 0.73 of it); 0.05 has nearly all of what pure shortest-remaining-first gains (0.59 against 0.58).
 AGEING = 0.05
-GAIN = 0.06  # a batch grows only where it saves this share of the time per picture: less is the noise of the measurement
+GAIN = 0.06  # a batch grows only where it saves this share of its members' time: less is the noise of the measurement
 NEWCOMERS = 1  # Samples of a batch that may still need their text and image encoded: more would hold up the others
 
 
@@ -68,7 +68,9 @@ class Scheduler:
         return done
 
     def _grow(self, leader: Sample, others: list[Sample]) -> list[Sample]:
-        best, chosen = self._per_picture(leader.key, leader.rows, 1), [leader]
+        """The leader and whoever lowers the batch's time against what its members would take singly (for equal Samples:
+        the time per picture)."""
+        best, chosen = 1.0, [leader]
         members, rows, newcomers = [leader], leader.rows, int(not leader.prepared)
         for sample in others:
             if rows + sample.rows > self._max_rows:
@@ -77,15 +79,12 @@ class Scheduler:
                 continue
             members, rows = [*members, sample], rows + sample.rows
             newcomers += not sample.prepared
-            per_picture = self._per_picture(leader.key, rows, len(members))
-            if per_picture < best * (1 - GAIN):
-                best, chosen = per_picture, members
+            share = self._cost.step_seconds(leader.key, rows) / sum(self._cost.step_seconds(leader.key, s.rows) for s in members)
+            if share < best * (1 - GAIN):
+                best, chosen = share, members
             elif len(members) > 2 * len(chosen):
                 break  # twice the batch and still no gain: stop looking
         return chosen
-
-    def _per_picture(self, key: BatchKey, rows: int, pictures: int) -> float:
-        return self._cost.step_seconds(key, rows) / pictures
 
 
 def _score(sample: Sample, step_seconds: float, now: float) -> tuple[float, float, str]:
