@@ -66,10 +66,9 @@ def test_rows_and_files_of_a_picture_and_no_secret_in_the_rows(serve: Callable[.
 def test_jobs_that_a_killed_server_left_are_failed_with_a_reason(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve()
     server.generate()
+    body = {"prompt": "a cat", "steps": 50, "width": 768, "height": 768}
     with pytest.raises(requests.RequestException):
-        requests.post(f"{server.service_id}/v1/images/generate", json={"prompt": "a cat", "steps": 50, "width": 768, "height": 768},
-                      headers=server.headers(), timeout=1.5)  # fmt: skip
-        server.process.kill()
+        requests.post(f"{server.service_id}/v1/images/generate", json=body, headers=server.headers(), timeout=1.5)
     server.process.kill()
     server.process.wait()
     rows = sqlite3.connect(tmp_path / "data" / "darkroom.sqlite")

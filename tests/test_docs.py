@@ -31,5 +31,5 @@ def test_the_readmes_links_lead_somewhere() -> None:
 def test_the_architecture_names_every_room() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     for room in (ROOT / "src" / "darkroom").iterdir():
-        if room.suffix == ".py" and room.name not in ("__init__.py",) or (room.is_dir() and (room / "__init__.py").exists()):
+        if (room.suffix == ".py" and room.name not in ("__init__.py",)) or (room.is_dir() and (room / "__init__.py").exists()):
             assert f"`{room.name}`" in text or f"`{room.name}/`" in text, room.name

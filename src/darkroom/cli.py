@@ -8,7 +8,6 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -120,11 +119,11 @@ async def _serve(settings: Settings, card: ModelCard) -> None:
     async with _desk(settings, card) as (desk, starting):
         app = build(desk, starting)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, timeout_keep_alive=30)
-        server = _Server(config, lambda: _announce(desk, base, card))
+        server = _uvicorn(config, lambda: _announce(desk, base, card))
         await server.serve(sockets=[listener])
 
 
-def _Server(config: Any, started: Callable[[], Any]) -> Any:  # noqa: N802
+def _uvicorn(config: Any, started: Callable[[], Any]) -> Any:
     """uvicorn's server, that tells when it listens."""
     import uvicorn
 

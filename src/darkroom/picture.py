@@ -56,7 +56,9 @@ def _parameters_text(params: Params, with_prompt: bool) -> str:
     return "\n".join(lines)
 
 
-def from_upload(content: bytes, card: ModelCard, max_input: int, max_output: int, width: int | None = None, height: int | None = None) -> tuple[bytes, int, int]:
+def from_upload(
+    content: bytes, card: ModelCard, max_input: int, max_output: int, width: int | None = None, height: int | None = None
+) -> tuple[bytes, int, int]:
     """An uploaded PNG, JPEG or WebP as raw RGB with its width and height: turned by EXIF, flattened onto white, scaled to
     cover a size on the grid and centre-cropped. width and height win where they are given.
 
@@ -112,8 +114,8 @@ def _check_header(image: Image.Image, kind: str, max_input: int) -> None:
     if image.width * image.height > max_input:
         raise TooLarge(f"image must have at most {max_input} pixels, got {image.width} x {image.height}")
     # a JPEG with several pictures is a phone's photo with its preview, not an animation
-    if kind != "JPEG" and getattr(image, "n_frames", 1) > 1:
-        raise Invalid(f"image must be a single picture, got an animation of {image.n_frames} frames", name="invalid_image")
+    if kind != "JPEG" and (frames := getattr(image, "n_frames", 1)) > 1:
+        raise Invalid(f"image must be a single picture, got an animation of {frames} frames", name="invalid_image")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

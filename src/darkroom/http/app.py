@@ -77,13 +77,15 @@ class _Requests:
         self._open += 1
         try:
             if self._open > self._most:
-                return await _shape(request_id, 429, "too_many_requests", ["too many open requests"], {"Retry-After": "1"})(scope, receive, tell)
+                reply = _shape(request_id, 429, "too_many_requests", ["too many open requests"], {"Retry-After": "1"})
+                return await reply(scope, receive, tell)
             await self._app(scope, receive, tell)
         finally:
             self._open -= 1
             shown = 499 if scope["state"].get("left") else status
             key = scope["state"].get("key_id", "")
-            log.info("request", id=request_id, method=scope["method"], path=scope["path"], status=shown, key=key, ms=round((time.perf_counter() - start) * 1000))
+            ms = round((time.perf_counter() - start) * 1000)
+            log.info("request", id=request_id, method=scope["method"], path=scope["path"], status=shown, key=key, ms=ms)
 
 
 class _Faults:
@@ -107,7 +109,8 @@ class _Faults:
                 raise
             log.exception("a fault of ours", id=scope["state"]["request_id"])
             if not begun:
-                await _shape(scope["state"]["request_id"], 500, "server_error", ["the server failed; the log has the reason under this id"])(scope, receive, send)
+                lines = ["the server failed; the log has the reason under this id"]
+                await _shape(scope["state"]["request_id"], 500, "server_error", lines)(scope, receive, send)
 
 
 def _shape(request_id: str, status: int, name: str, lines: list[str], headers: dict[str, str] | None = None) -> JSONResponse:

@@ -11,7 +11,7 @@ FIELDS: dict[str, Any] = {
     "steps": {"type": "integer", "minimum": 10, "maximum": 50, "default": 30, "description": "number of diffusion steps"},
     "height": {"type": "integer", "minimum": 128, "multipleOf": 64, "default": 512, "description": "pixels"},
     "width": {"type": "integer", "minimum": 128, "multipleOf": 64, "default": 512, "description": "pixels"},
-    "cfg_scale": {"type": "number", "minimum": 0, "maximum": 35, "default": 7, "description": "how strictly to follow the prompt; up to 1 there is no guidance"},
+    "cfg_scale": {"type": "number", "minimum": 0, "maximum": 35, "default": 7, "description": "how strictly to follow the prompt; up to 1 no guidance"},
     "seed": {"type": "integer", "minimum": 0, "maximum": 4294967295, "default": 0, "description": "random noise seed; 0 draws one"},
 }
 IMAGE: dict[str, Any] = {

@@ -59,7 +59,8 @@ async def control(request: Request) -> Response:
         asked = checks.check(raw, card, desk.settings.max_pixels, textual=True, image_to_image=True)
     except Invalid as error:
         raise Invalid(*error.lines, *_image_faults(content), name=error.name if content else "invalid_request") from error
-    checks.refuse({"image": fault for fault in _image_faults(content)})
+    if faults := _image_faults(content):
+        raise Invalid(*faults, name="invalid_image")
     limits = desk.settings.max_input_pixels, desk.settings.max_pixels
     pixels, width, height = await asyncio.to_thread(picture.from_upload, content, card, *limits, asked.width, asked.height)
     params = Params(
