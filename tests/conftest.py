@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +55,17 @@ class Server:
         """A command of `darkroom` on this server's data folder."""
         return cli(*words, "--data-dir", str(self.data_dir))
 
+    def log_address(self) -> str:
+        """Where the server listens, whatever it shows as its public address."""
+        return re.findall(r"listening.*?url=(\S+)", self.log.read_text())[0]
+
+    def logged(self, text: str) -> bool:
+        """Whether the log says so, now or within some seconds: a line is written after its reply has left."""
+        deadline = time.monotonic() + 10
+        while text not in self.log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return text in self.log.read_text()
+
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(sign)
         return self.process.wait(30)
@@ -64,12 +77,12 @@ def cli(*words: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def start(data_dir: Path, *flags: str, **environment: str) -> Server:
-    """Start a server and read its block; fails with its log where none comes."""
+def start(data_dir: Path, *flags: str, folder: Path | None = None, **environment: str) -> Server:
+    """Start a server (in `folder`) and read its block; fails with its log where none comes."""
     log = Path(tempfile.mkstemp(suffix=".log")[1])
     with log.open("w") as errors:
         command = [sys.executable, "-m", "darkroom.cli", "serve", "--port", "0", "--data-dir", str(data_dir), *flags]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment, cwd=folder)
     assert process.stdout is not None
     block: list[str] = []
     for line in process.stdout:
@@ -94,8 +107,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers of a test's own, and ends them."""
     running: list[Server] = []
 
-    def begin(*flags: str, data_dir: Path | None = None, **environment: str) -> Server:
-        running.append(start(data_dir or tmp_path / "data", *flags, **environment))
+    def begin(*flags: str, data_dir: Path | None = None, folder: Path | None = None, **environment: str) -> Server:
+        running.append(start(data_dir or tmp_path / "data", *flags, folder=folder, **environment))
         return running[-1]
 
     yield begin

@@ -110,12 +110,15 @@ def _bring(settings: Settings) -> ModelCard:
 
 
 async def _serve(settings: Settings, card: ModelCard) -> None:
+    import structlog
     import uvicorn
 
     from darkroom.http.app import build
 
     listener = _listener(settings)
-    base = settings.public_url.rstrip("/") or _url(settings.host, listener.getsockname()[1])
+    here = _url(settings.host, listener.getsockname()[1])
+    base = settings.public_url.rstrip("/") or here
+    structlog.get_logger("serve").info("listening", url=here)
     async with _desk(settings, card) as (desk, starting):
         app = build(desk, starting)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, timeout_keep_alive=30)
@@ -234,7 +237,12 @@ def _log_to_stderr() -> None:
 
     import structlog
 
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr), wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+    # structlog's own choice, where rich is installed, is a trace with every local variable: prompts, keys and pictures
+    renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper("iso"), renderer],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr), wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    )  # fmt: skip
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
 
 

@@ -6,6 +6,7 @@ DarkroomError                 500 server_error
 ├── Forbidden                 403 permission_denied     a key of another service, or without the scope
 ├── NotFound                  404 not_found
 │   └── ModelNotFound         404 model_not_found
+├── TooSlow                   408 request_timeout       the body did not come in time
 ├── TooLarge                  413 too_large
 ├── UnsupportedMedia          415 unsupported_media_type
 ├── Invalid                   422 invalid_<field>       every line names field, rule and value
@@ -49,6 +50,10 @@ class NotFound(DarkroomError):
 
 class ModelNotFound(NotFound):
     name = "model_not_found"
+
+
+class TooSlow(DarkroomError):
+    name, status = "request_timeout", 408
 
 
 class TooLarge(DarkroomError):

@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     max_queue: int = Field(64, ge=1, description="jobs that wait or run at once; more are answered with 429")
     max_concurrent: int = Field(256, ge=1, description="open requests at once; more are answered with 429")
     max_body_bytes: int = Field(20 * 2**20, ge=2**16, description="bytes of a request body at most")
+    body_timeout: float = Field(60, gt=0, description="seconds that a request body may take to arrive")
     max_input_pixels: int = Field(40_000_000, ge=2**14, description="pixels of an uploaded picture at most, before it is decoded")
     max_pixels: int = Field(2048 * 2048, ge=2**14, description="pixels of a picture made here at most")
     cors_origins: list[str] = Field(["*"], description="origins that browsers may call from")

@@ -19,13 +19,13 @@ class Sizes:
 
     text: int = 64
     text_layers: int = 3
-    unet: tuple[int, ...] = (64, 96, 160)
-    heads: tuple[int, ...] = (2, 3, 5)
+    unet: tuple[int, ...] = (64, 96, 160, 160)
+    heads: tuple[int, ...] = (2, 3, 5, 5)
     vae: tuple[int, ...] = (8, 16, 32, 64)
 
 
 FULL = Sizes()
-TINY = Sizes(text=16, text_layers=2, unet=(8, 16, 16), heads=(1, 2, 2), vae=(4, 4, 8, 8))
+TINY = Sizes(text=16, text_layers=2, unet=(8, 16, 16, 16), heads=(1, 2, 2, 2), vae=(4, 4, 8, 8))
 
 
 @dataclass
@@ -67,12 +67,13 @@ def make_vae(sizes: Sizes) -> Any:
 
 
 def make_unet(sizes: Sizes) -> Any:
-    """Three levels, attention on the lower two, SDXL's text_time conditioning."""
+    """Four levels, so that the lowest sees a whole thing also at 512 pixels; attention on the middle two and at the bottom;
+    SDXL's text_time conditioning."""
     return UNet2DConditionModel(
         sample_size=64, in_channels=4, out_channels=4, block_out_channels=sizes.unet, layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=[1, 1, 1], attention_head_dim=list(sizes.heads), cross_attention_dim=2 * sizes.text,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=1, attention_head_dim=list(sizes.heads), cross_attention_dim=2 * sizes.text,
         addition_embed_type="text_time", addition_time_embed_dim=32,
         projection_class_embeddings_input_dim=sizes.text + 6 * 32, use_linear_projection=True,
     )  # fmt: skip

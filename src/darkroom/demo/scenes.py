@@ -11,6 +11,7 @@ from .language import BACKGROUNDS, CLASHES, COLOURS, DRAWN, RELATIONS, SHAPES, S
 HELD_OUT_OF_TEN = 1  # of ten scenes, kept from training for the judge
 SPAN = {"small": (0.30, 0.36), "": (0.56, 0.66), "large": (0.80, 0.88)}  # side of the one figure / side of the picture
 PAIR_SPAN = (0.38, 0.45)
+SETTLED = 0.8  # part of the pictures that stand exactly where pictures of their kind stand, at the middle of the span
 PAIR_PLACE = 0.26  # distance of a pair's centres from the nearer edges
 FACES = ("puppy dog", "cat")  # that may wear glasses
 
@@ -105,18 +106,23 @@ def unsaid_ground(figures: tuple[Figure, ...]) -> str:
 
 
 def place(rng: random.Random, scene: Scene) -> list[Spot]:
-    """A Spot for each figure: mostly about the middle (a small model draws one thing once if it knows where)."""
+    """A Spot for each figure: mostly the very same for all scenes of a kind (a small model draws a thing sharp and once if it
+    knows where), else about there, so that pictures given to image to image are known at other places too."""
+    free = 1.0 if rng.random() >= SETTLED else 0.0
     if not scene.relation:
-        span = rng.uniform(*SPAN[scene.size])
-        slack = (1 - span) / 2
-        reach = 0.85 * slack if rng.random() < 0.2 else min(0.05, 0.85 * slack)
+        span = _within(rng, SPAN[scene.size], free)
+        reach = free * 0.85 * (1 - span) / 2
         return [Spot(0.5 + rng.uniform(-reach, reach), 0.5 + rng.uniform(-reach, reach), span)]
     spots = []
     for along in (PAIR_PLACE, 1 - PAIR_PLACE):
-        across, along = 0.5 + rng.uniform(-0.06, 0.06), along + rng.uniform(-0.02, 0.02)
+        across, along = 0.5 + free * rng.uniform(-0.06, 0.06), along + free * rng.uniform(-0.02, 0.02)
         x, y = (across, along) if scene.relation == "above" else (along, across)
-        spots.append(Spot(x, y, rng.uniform(*PAIR_SPAN)))
+        spots.append(Spot(x, y, _within(rng, PAIR_SPAN, free)))
     return spots
+
+
+def _within(rng: random.Random, bounds: tuple[float, float], free: float) -> float:
+    return rng.uniform(*bounds) if free else sum(bounds) / 2
 
 
 def _article(words: str) -> str:

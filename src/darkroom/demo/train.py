@@ -25,8 +25,8 @@ from .vocabulary import make_tokenizer
 
 ROWS = {64: 64, 96: 28, 128: 20, 192: 10, 256: 6, 512: 2}  # pictures in a step by side: each step costs about alike
 SMALL_FIRST = {64: 0.55, 96: 0.25, 128: 0.2}  # words bind to pictures in minutes at these sizes, in hours at larger ones
-ALL_SIZES = {64: 0.05, 96: 0.1, 128: 0.25, 192: 0.1, 256: 0.3, 512: 0.2}
-LARGE_LAST = {128: 0.1, 256: 0.5, 512: 0.4}  # detail that does not repeat comes last, at the sizes that will be asked for
+ALL_SIZES = {96: 0.05, 128: 0.2, 192: 0.05, 256: 0.4, 512: 0.3}
+LARGE_LAST = {128: 0.1, 256: 0.45, 512: 0.45}  # detail that does not repeat comes last, at the sizes that will be asked for
 STAGES = {"small": SMALL_FIRST, "all": ALL_SIZES, "large": LARGE_LAST}
 
 
@@ -209,6 +209,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--small-first", type=float, help="first part of the steps at small sizes (0.4; with --init 0)")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes of CPU time on two cores")
     parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; pictures differ in the last bits by their number")
     parser.add_argument("--every", type=int, default=250, help="steps between states")
     parser.add_argument("--sheet-every", type=int, default=2000, help="steps between sample sheets (0: none)")
     parser.add_argument("--tiny", action="store_true", help="nets too small to draw anything: to test the program")
@@ -219,7 +220,7 @@ def main() -> None:
     """Autoencoder first (unless given), then the denoiser."""
     args = parse()
     torch.set_flush_denormal(True)  # before any other thread starts, which inherits it: denormals cost a third of the time
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.state.mkdir(parents=True, exist_ok=True)
     nets = load_nets(args.init) if args.init else make_nets(TINY if args.tiny else FULL, make_tokenizer())

@@ -47,6 +47,7 @@ def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
     app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
     app.add_exception_handler(given.ClientLeft, _client_left)
     app.add_exception_handler(ClientDisconnect, _client_left)
+    app.add_exception_handler(Exception, _fault)
     origins = desk.settings.cors_origins
     cors = CORSMiddleware(
         _Faults(app), allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=EXPOSED, max_age=600
@@ -89,28 +90,18 @@ class _Requests:
 
 
 class _Faults:
-    """Innermost: a fault of ours is logged with its trace and answered without one."""
+    """A fault of ours, already answered by `_fault`, is logged with its trace under the request's id and goes no further."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def watch(message: Message) -> None:
-            nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
-            await send(message)
-
         try:
-            await self._app(scope, receive, watch)
+            await self._app(scope, receive, send)
         except Exception:
             if scope["type"] != "http":
                 raise
             log.exception("a fault of ours", id=scope["state"]["request_id"])
-            if not begun:
-                lines = ["the server failed; the log has the reason under this id"]
-                await _shape(scope["state"]["request_id"], 500, "server_error", lines)(scope, receive, send)
 
 
 def _shape(request_id: str, status: int, name: str, lines: list[str], headers: dict[str, str] | None = None) -> JSONResponse:
@@ -120,9 +111,15 @@ def _shape(request_id: str, status: int, name: str, lines: list[str], headers: d
 
 async def _darkroom_error(request: Request, error: DarkroomError) -> JSONResponse:
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if error.status == 408:  # what still trickles in would otherwise be taken for the next request's body
+        headers["Connection"] = "close"
     if error.status in (429, 503):
         headers["Retry-After"] = str(max(1, round(error.retry_after or 1)))
     return _shape(request.state.request_id, error.status, error.name, error.lines, headers)
+
+
+async def _fault(request: Request, error: Exception) -> JSONResponse:
+    return _shape(request.state.request_id, 500, DarkroomError.name, ["the server failed; its log has the reason under this id"])
 
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 from fastapi import Request
 
 from darkroom.access import Access
-from darkroom.errors import DarkroomError, TooLarge
+from darkroom.errors import DarkroomError, TooLarge, TooSlow
 from darkroom.jobs import Jobs
 from darkroom.settings import Settings
 from darkroom.types import ApiKey, ModelCard, Service
@@ -45,14 +47,15 @@ class Desk:
             raise NotAcceptable(f"this route answers with image/png, and Accept admits only {accept[:80]!r}")
 
     def bound(self, request: Request, most: int) -> None:
-        """Let no more than `most` bytes of the body through, declared or not. Raises TooLarge, later or at once."""
+        """Let no more than `most` bytes of the body through, declared or not, in `body_timeout` seconds. Raises TooLarge, later
+        or at once, or TooSlow."""
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > most:
             raise TooLarge(f"the body must have at most {most} bytes, got {declared[:20]}")
-        request._receive = _bounded(request._receive, most)
+        request._receive = _bounded(request._receive, most, self.settings.body_timeout)
 
     async def body(self, request: Request, most: int) -> bytes:
-        """The whole body. Raises TooLarge."""
+        """The whole body. Raises TooLarge or TooSlow."""
         self.bound(request, most)
         return b"".join([chunk async for chunk in request.stream()])
 
@@ -67,15 +70,25 @@ def _refused(part: str) -> bool:
     return bool(quality) and quality[0].strip("0.") == ""
 
 
-def _bounded(receive: Callable[[], Awaitable[MutableMapping[str, Any]]], most: int) -> Callable[[], Awaitable[MutableMapping[str, Any]]]:
-    seen = 0
+def _bounded(
+    receive: Callable[[], Awaitable[MutableMapping[str, Any]]], most: int, seconds: float
+) -> Callable[[], Awaitable[MutableMapping[str, Any]]]:
+    """`receive`, until `most` bytes have come or `seconds` are over; without a limit again once the body is whole."""
+    seen, deadline = 0, time.monotonic() + seconds
+    whole = False
 
     async def counted() -> MutableMapping[str, Any]:
-        nonlocal seen
-        message = await receive()
+        nonlocal seen, whole
+        if whole:  # what still comes is the news that the client has left
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+        except TimeoutError as error:
+            raise TooSlow(f"the body must arrive within {seconds:g} s, got {seen} bytes of it") from error
         seen += len(message.get("body", b""))
         if seen > most:
             raise TooLarge(f"the body must have at most {most} bytes, got more")
+        whole = not message.get("more_body", False)
         return message
 
     return counted
