@@ -25,6 +25,7 @@ ERROR: dict[str, Any] = {
 }
 STATUSES = {
     "400": "the body is not JSON or not multipart", "401": "no key, or an unknown one", "403": "a key of another service", "404": "no such model or service",
+    "406": "Accept admits no PNG", "408": "the body did not come in time",
     "413": "too large", "415": "another media type", "422": "a field breaks its rule", "429": "the queue is full", "503": "the weights are not here",
 }  # fmt: skip
 
