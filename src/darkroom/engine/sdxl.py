@@ -172,7 +172,7 @@ def _refuse_gaps(net: str, lacking: Any) -> None:
 def _files(folder: Path) -> dict[str, Any]:
     """How to open a component: the plain weights, or the fp16 variant where only that lies there."""
     plain = any(folder.glob("*model.safetensors")) or any(folder.glob("*model.safetensors.index.json"))
-    variant = {} if plain or not any(folder.glob("*.fp16.safetensors*")) else {"variant": "fp16"}
+    variant = {} if plain or not any(folder.glob("*.fp16*.safetensors")) else {"variant": "fp16"}
     return {"use_safetensors": True, "low_cpu_mem_usage": True, "local_files_only": True, **variant}
 
 
