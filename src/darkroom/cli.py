@@ -316,11 +316,12 @@ def key_revoke(public_id: str, data_dir: DataDir = None, as_json: Json = False) 
 
 @models_app.command("list")
 def models_list(data_dir: DataDir = None) -> None:
-    """The models known by name, and whether their weights are here."""
-    from darkroom.models.catalogue import known, pull_command
+    """The models known by name, whether their weights are here, and those that were pulled by hub id."""
+    from darkroom.models.catalogue import asked_by, known, pull_command, pulled
 
-    for card in known(_settings(data_dir=data_dir).data_dir):
-        typer.echo(f"{card.name}  {card.family}  {card.license}  {card.path or 'not here; ' + pull_command(card)}")
+    directory = _settings(data_dir=data_dir).data_dir
+    for card in known(directory) + pulled(directory):
+        typer.echo(f"{asked_by(card)}  {card.family}  {card.license}  {card.path or 'not here; ' + pull_command(card)}")
 
 
 @models_app.command("pull")

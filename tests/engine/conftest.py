@@ -28,30 +28,33 @@ SDXL_SCHEDULER = {
 }  # fmt: skip
 
 
-def make_checkpoint(folder: Path, **vae: object) -> Path:
-    """A diffusers folder: a UNet of 0.5 M parameters with text_time conditioning, two CLIP encoders, the VAE with 8x downsampling."""
+def make_checkpoint(folder: Path, widths: tuple[int, int] = (32, 32), **vae: object) -> Path:
+    """A diffusers folder: a UNet of 0.5 M parameters with text_time conditioning, two CLIP encoders of these widths, the VAE with 8x downsampling."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     torch.manual_seed(0)
     demo = Path(str(resolve("demo-xl", folder).path))
     tokenizer = CLIPTokenizer.from_pretrained(demo / "tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, projection_dim=32,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    text, text_2 = (
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, projection_dim=width,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )
+        for width in widths
     )  # fmt: skip
     unet = UNet2DConditionModel(
         sample_size=32, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=[1, 1], attention_head_dim=[2, 4], cross_attention_dim=64, addition_embed_type="text_time",
-        addition_time_embed_dim=8, projection_class_embeddings_input_dim=32 + 6 * 8, use_linear_projection=True,
+        transformer_layers_per_block=[1, 1], attention_head_dim=[2, 4], cross_attention_dim=sum(widths), addition_embed_type="text_time",
+        addition_time_embed_dim=8, projection_class_embeddings_input_dim=widths[1] + 6 * 8, use_linear_projection=True,
     )  # fmt: skip
     autoencoder = AutoencoderKL(
         block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4, latent_channels=4, force_upcast=True,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, **vae,
     )  # fmt: skip
     pipe = StableDiffusionXLPipeline(
-        vae=autoencoder, text_encoder=CLIPTextModel(text), text_encoder_2=CLIPTextModelWithProjection(text), tokenizer=tokenizer,
+        vae=autoencoder, text_encoder=CLIPTextModel(text), text_encoder_2=CLIPTextModelWithProjection(text_2), tokenizer=tokenizer,
         tokenizer_2=tokenizer, unet=unet, scheduler=EulerDiscreteScheduler.from_config(SDXL_SCHEDULER), add_watermarker=False,
     )  # fmt: skip
     pipe.save_pretrained(folder)

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from darkroom.engine.family import Plan, Text
 from darkroom.engine.sigmas import SigmaSchedule
-from darkroom.errors import Unsupported
+from darkroom.errors import ModelUnavailable, Unsupported
 from darkroom.types import Params
 
 NETS: dict[str, Any] = {
@@ -22,6 +23,15 @@ NETS: dict[str, Any] = {
     "text_encoder": CLIPTextModel,
     "text_encoder_2": CLIPTextModelWithProjection,
 }
+
+# A name from each net of a file in the original layout, and the one of the size conditioning that SD 1 and 2 lack.
+ORIGINAL_KEYS = (
+    "model.diffusion_model.input_blocks.0.0.weight",
+    "model.diffusion_model.label_emb.0.0.weight",
+    "first_stage_model.decoder.conv_in.weight",
+    "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
+    "conditioner.embedders.1.model.token_embedding.weight",
+)
 
 
 class SDXL:
@@ -52,23 +62,43 @@ class SDXL:
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> SDXL:
         """From a diffusers folder, weights by memory map. Raises Unsupported for what cannot be honoured."""
-        index = json.loads((folder / "model_index.json").read_text())
-        if index.get("requires_aesthetics_score"):
-            raise Unsupported("model_index.json: requires_aesthetics_score = True (a refiner) cannot be honoured")
-        schedule = SigmaSchedule.read(folder)
-        nets = {name: kind.from_pretrained(folder / name, dtype=dtype, **_files(folder / name)) for name, kind in NETS.items()}
-        tokenizers = [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
+        index, schedule, tokenizers = _read_configs(folder)
+        nets = {}
+        for name, kind in NETS.items():
+            nets[name], report = kind.from_pretrained(folder / name, dtype=dtype, output_loading_info=True, **_files(folder / name))
+            _refuse_gaps(name, report["missing_keys"])
         return cls(nets, tokenizers, schedule, device, dtype, index.get("force_zeros_for_empty_prompt", True))
 
+    @staticmethod
+    def check_single_file(file: Path) -> None:
+        """Refuse by its header alone what is no whole file of SDXL, before gigabytes are read or configs are brought for it."""
+        try:
+            with safe_open(file, "pt") as weights:
+                names = set(weights.keys())
+        except SafetensorError as error:
+            raise ModelUnavailable(f"{file.name} is broken or cut off ({error})") from error
+        lacking = [key for key in ORIGINAL_KEYS if key not in names]
+        if lacking:
+            raise Unsupported(f"{file.name} is not an SDXL checkpoint in the original layout: it has no {lacking[0]}")
+
     @classmethod
-    def load_single_file(cls, file: Path, config: str, device: torch.device, dtype: torch.dtype) -> SDXL:
-        """From one .safetensors file in SDXL's original layout; `config` is a folder or hub id with the configs and tokenizers."""
+    def load_single_file(cls, file: Path, config: Path, device: torch.device, dtype: torch.dtype) -> SDXL:
+        """From one .safetensors file in SDXL's original layout; `config` is a folder with the configs and tokenizers.
+
+        Raises Unsupported for what cannot be honoured. Asks nothing of the hub.
+        """
         from diffusers import StableDiffusionXLPipeline
 
-        pipe = StableDiffusionXLPipeline.from_single_file(str(file), config=config, torch_dtype=dtype)
+        index, schedule, tokenizers = _read_configs(config)
+        known = {"tokenizer": tokenizers[0], "tokenizer_2": tokenizers[1], "add_watermarker": False}
+        try:
+            pipe = StableDiffusionXLPipeline.from_single_file(str(file), config=str(config), dtype=dtype, local_files_only=True, **known)
+        except (KeyError, NotImplementedError) as error:  # a name that diffusers looks up, or a weight that stayed without values
+            raise Unsupported(f"{file.name}: weights that its configs ask for are missing") from error
         nets = {name: getattr(pipe, name) for name in NETS}
-        schedule = SigmaSchedule({**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__})
-        return cls(nets, [pipe.tokenizer, pipe.tokenizer_2], schedule, device, dtype, pipe.config.force_zeros_for_empty_prompt)
+        for name, net in nets.items():
+            _refuse_gaps(name, [key for key, weight in net.named_parameters() if weight.is_meta])
+        return cls(nets, tokenizers, schedule, device, dtype, index.get("force_zeros_for_empty_prompt", True))
 
     def plan(self, params: Params) -> Plan:
         """SDXL runs floor(steps * strength) of the steps, computed in decimal (a float makes 28 of 100 * 0.29), at least one."""
@@ -124,10 +154,25 @@ class SDXL:
         return f"the prompt is longer than {limit} tokens and was cut from {word!r} on"
 
 
+def _read_configs(folder: Path) -> tuple[dict[str, Any], SigmaSchedule, list[Any]]:
+    """What a checkpoint says beside its weights: model_index.json, the noise schedule, the tokenizers."""
+    index = json.loads((folder / "model_index.json").read_text())
+    if index.get("requires_aesthetics_score"):
+        raise Unsupported("model_index.json: requires_aesthetics_score = True (a refiner) cannot be honoured")
+    schedule = SigmaSchedule.read(folder)
+    return index, schedule, [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
+
+
+def _refuse_gaps(net: str, lacking: Any) -> None:
+    """Without this a weight that a file lacks would be drawn at random, or be there without values."""
+    if lacking:
+        raise Unsupported(f"{net}: {len(lacking)} weights are missing, the first is {sorted(lacking)[0]}")
+
+
 def _files(folder: Path) -> dict[str, Any]:
     """How to open a component: the plain weights, or the fp16 variant where only that lies there."""
     plain = any(folder.glob("*model.safetensors")) or any(folder.glob("*model.safetensors.index.json"))
-    variant = {} if plain or not any(folder.glob("*.fp16.safetensors*")) else {"variant": "fp16"}
+    variant = {} if plain or not any(folder.glob("*.fp16*.safetensors")) else {"variant": "fp16"}
     return {"use_safetensors": True, "low_cpu_mem_usage": True, "local_files_only": True, **variant}
 
 

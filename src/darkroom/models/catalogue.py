@@ -13,7 +13,8 @@ from darkroom.types import ModelCard
 
 DEMO = "demo-xl"
 BASE = "stable-diffusion-xl-base-1.0"
-COMPLETE = ".complete"  # written last into a folder that was pulled: without it, half a model may lie there
+BASE_ID = f"stabilityai/{BASE}"
+COMPLETE = ".complete"  # written last into a folder that was pulled, as JSON: without it, half a model may lie there
 FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionXLImg2ImgPipeline": "sdxl"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -21,11 +22,18 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def known(data_dir: Path) -> list[ModelCard]:
     """Every model known by name, with its path where the weights are on this machine."""
     base = ModelCard(
-        BASE, "sdxl", None, hub_id=f"stabilityai/{BASE}", default_side=512, max_side=2048,
+        BASE, "sdxl", None, hub_id=BASE_ID, default_side=512, max_side=2048,
         license="CreativeML Open RAIL++-M",
         license_url="https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
     )  # fmt: skip
     return [_demo(), _located(base, data_dir)]
+
+
+def pulled(data_dir: Path) -> list[ModelCard]:
+    """Every model that was pulled by its hub id."""
+    markers = sorted((data_dir / "models").glob(f"*/{COMPLETE}"))
+    hub_ids = [json.loads(marker.read_text())["hub_id"] for marker in markers]
+    return [_located(_hub_card(hub_id), data_dir) for hub_id in hub_ids if hub_id != BASE_ID]
 
 
 def resolve(name: str, data_dir: Path) -> ModelCard:
@@ -43,18 +51,24 @@ def resolve(name: str, data_dir: Path) -> ModelCard:
     if path.exists():
         return _from_path(path.resolve())
     if HUB_ID.fullmatch(name):
-        return _located(ModelCard(name.split("/")[1], "sdxl", None, hub_id=name), data_dir)
+        return next((card for card in cards.values() if card.hub_id == name), None) or _located(_hub_card(name), data_dir)
     raise NotFound(f"no model {name!r}: give one of {', '.join(cards)}, a diffusers folder, a .safetensors file or a hub id (owner/name)")
 
 
 def pull_command(card: ModelCard) -> str:
     """The line that brings the weights of a card."""
-    return f"darkroom models pull {card.hub_id if card.name != BASE else card.name}"
+    return f"darkroom models pull {asked_by(card)}"
+
+
+def asked_by(card: ModelCard) -> str:
+    """What --model and pull take for this card: names on the hub are unique only with their owner's."""
+    return card.name if card.hub_id in (None, BASE_ID) else card.hub_id
 
 
 def folder_for(card: ModelCard, data_dir: Path) -> Path:
-    """Where the weights of a pulled model lie."""
-    return data_dir / "models" / card.name
+    """Where the weights of a pulled model lie: two owners may give one name, so the owner's is part of it."""
+    assert card.hub_id is not None
+    return data_dir / "models" / card.hub_id.replace("/", "--")
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -80,9 +94,17 @@ def _demo() -> ModelCard:
     return replace(read_card(folder), name=DEMO)
 
 
+def _hub_card(hub_id: str) -> ModelCard:
+    return ModelCard(hub_id.split("/")[1], "sdxl", None, hub_id=hub_id)
+
+
 def _located(card: ModelCard, data_dir: Path) -> ModelCard:
-    folder = folder_for(card, data_dir)
-    return replace(card, path=str(folder)) if (folder / COMPLETE).exists() else card
+    """The card with the path of its weights and the licence that the hub states, where they were pulled whole."""
+    marker = folder_for(card, data_dir) / COMPLETE
+    if not marker.exists():
+        return card
+    stated = json.loads(marker.read_text())["license"]
+    return replace(card, path=str(marker.parent), license=stated if card.license == "unknown" else card.license)
 
 
 def _from_path(path: Path) -> ModelCard:

@@ -1,61 +1,149 @@
-"""Bringing weights from the hub, with its own progress bar; a model that did not come whole is never taken for one."""
+"""Bringing weights from the hub, with its client's progress bars; a model that did not come whole is never taken for one."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import re
 import shutil
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from darkroom.errors import ModelUnavailable, NotFound
-from darkroom.models.catalogue import COMPLETE, folder_for
+from darkroom.errors import ModelUnavailable, NotFound, Unsupported
+from darkroom.models.catalogue import COMPLETE, asked_by, folder_for, pull_command, read_card, resolve
 from darkroom.types import ModelCard
 
 # Hub repositories also hold ONNX, OpenVINO and single-file copies, so what to fetch is named by component.
 NETS = ("unet", "vae", "text_encoder", "text_encoder_2")
-CONFIGS = ["model_index.json", "*/*.json", "*/merges.txt", "LICENSE*"]
+INDEX = "model_index.json"
+CONFIG = re.compile(rf"{re.escape(INDEX)}|LICENSE[^/]*|({'|'.join(NETS)}|scheduler|tokenizer|tokenizer_2)/[^/]+\.(json|txt)")
+SHARDS = re.compile(r".+\.safetensors\.index(\.\w+)?\.json")
+WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors(\.index(\.fp16)?\.json)?")
 ROOM = 1.05  # of the bytes still to come, so that the disk is not filled to the last
 
 
+@dataclass(frozen=True)
+class Listing:
+    """A repository at one commit: each file's name with what the hub states of it."""
+
+    revision: str
+    license: str
+    files: dict[str, Any]
+
+
 def pull(card: ModelCard, data_dir: Path) -> ModelCard:
-    """Download the weights of a card into data_dir/models and return the card with its path; resumes what a break left.
+    """Download the weights of a card into data_dir/models and return the card with its path.
 
-    Raises NotFound for an unknown hub id and ModelUnavailable where the hub cannot be reached, asks for a licence first,
-    or the disk lacks room.
+    After a break it goes on: in the same run inside the broken file, in a later run behind the last whole file. Raises
+    NotFound for an unknown hub id, Unsupported for a repository that holds no SDXL in diffusers' layout, and
+    ModelUnavailable where the hub cannot be reached, asks for a licence first, sends another file than it states, or the
+    disk lacks room.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
     if card.path is not None:
         return card
     if card.hub_id is None:
         raise NotFound(f"{card.name} is not on the hub")
     folder = folder_for(card, data_dir)
-    try:
-        patterns = _patterns(card.hub_id)
-        files = snapshot_download(card.hub_id, local_dir=folder, allow_patterns=patterns, dry_run=True)
-        _check_room(sum(file.file_size or 0 for file in files if file.will_download), folder)
-        snapshot_download(card.hub_id, local_dir=folder, allow_patterns=patterns)
-    except GatedRepoError as error:  # a subclass of RepositoryNotFoundError, so it comes first
-        raise ModelUnavailable(f"{card.hub_id} is gated: agree at https://huggingface.co/{card.hub_id} and set HF_TOKEN") from error
-    except RepositoryNotFoundError as error:
-        raise NotFound(f"the hub has no model {card.hub_id}") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelUnavailable(f"the hub could not deliver {card.hub_id}: {type(error).__name__}; run the same command again to go on") from error
-    (folder / COMPLETE).touch()
-    return replace(card, path=str(folder))
+    listing = _list(card)
+    names = _choose(card, listing)
+    _fetch(card, listing, [INDEX], folder)
+    read_card(folder)  # of another kind of model not a gigabyte is brought
+    _check_room(sum(listing.files[name].size for name in names if not (folder / name).exists()), folder)
+    _fetch(card, listing, names, folder)
+    _mark(folder, {"hub_id": card.hub_id, "revision": listing.revision, "license": listing.license})
+    return resolve(asked_by(card), data_dir)
 
 
-def _patterns(hub_id: str) -> list[str]:
-    """The files of one dtype: the fp16 variant where the repository has one, since it runs anywhere after a cast."""
+def _list(card: ModelCard) -> Listing:
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
 
-    names = HfApi().list_repo_files(hub_id)
-    half = all(any(name.startswith(f"{net}/") and name.endswith(".fp16.safetensors") for name in names) for net in NETS)
-    return CONFIGS + [f"{net}/*{'.fp16' if half else 'model'}.safetensors" for net in NETS]
+    assert card.hub_id is not None
+    with _hub(card):
+        info = HfApi().model_info(card.hub_id)
+        assert info.sha is not None
+        files = {file.path: file for file in HfApi().list_repo_tree(card.hub_id, recursive=True, revision=info.sha) if isinstance(file, RepoFile)}
+    stated = info.card_data.to_dict() if info.card_data else {}
+    return Listing(info.sha, str(stated.get("license_name") or stated.get("license") or "unknown"), files)
+
+
+def _choose(card: ModelCard, listing: Listing) -> list[str]:
+    """The configs, and the weights of one dtype: a net's fp16 variant where the repository has one, since it runs anywhere after a cast."""
+    if INDEX not in listing.files:
+        raise Unsupported(f"{card.hub_id} is not in diffusers' layout: it has no {INDEX}")
+    names = [name for name in listing.files if CONFIG.fullmatch(name) and not SHARDS.fullmatch(name)]
+    for net in NETS:
+        weights = [name for name in listing.files if name.startswith(f"{net}/") and WEIGHTS.fullmatch(name.removeprefix(f"{net}/"))]
+        half = [name for name in weights if ".fp16" in name]
+        if not any(name.endswith(".safetensors") for name in weights):
+            raise Unsupported(f"{card.hub_id} has no .safetensors weights of {net}")
+        names += half or weights
+    return names
+
+
+def _fetch(card: ModelCard, listing: Listing, names: list[str], folder: Path) -> None:
+    """Bring files that are not here yet, and hold each against what the hub states."""
+    from glob import escape
+
+    from huggingface_hub import snapshot_download
+
+    assert card.hub_id is not None
+    with _hub(card):
+        snapshot_download(card.hub_id, revision=listing.revision, local_dir=folder, allow_patterns=[escape(name) for name in names])
+    for name in names:
+        _verify(card, name, listing.files[name], folder / name)
+
+
+def _verify(card: ModelCard, name: str, stated: Any, path: Path) -> None:
+    """Refuse a file that is not the one that the hub states, and remove it, so that the next run brings it anew."""
+    if not path.exists():  # the hub's client takes what lies here for enough when the hub is gone in the middle
+        raise ModelUnavailable(f"the hub did not deliver {name} of {card.hub_id}; to go on: {pull_command(card)}")
+    with path.open("rb") as content:
+        if stated.lfs:
+            right = hashlib.file_digest(content, "sha256").hexdigest() == stated.lfs.sha256
+        else:  # git's own name of a file's content
+            right = hashlib.sha1(b"blob %d\0" % stated.size + content.read(), usedforsecurity=False).hexdigest() == stated.blob_id
+    if not right:
+        path.unlink()
+        raise ModelUnavailable(f"{name} of {card.hub_id} came with another hash than the hub states and was removed; to try again: {pull_command(card)}")
+
+
+def _mark(folder: Path, facts: dict[str, str]) -> None:
+    """Write the marker in one stroke: it is whole or it is not there."""
+    draft = folder / f"{COMPLETE}.new"
+    draft.write_text(json.dumps(facts))
+    os.replace(draft, folder / COMPLETE)
 
 
 def _check_room(needed: int, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed * ROOM > free:
         raise ModelUnavailable(f"{needed / 1e9:.1f} GB are to come, and the disk has room for {free / 1e9:.1f} GB")
+
+
+@contextmanager
+def _hub(card: ModelCard) -> Iterator[None]:
+    """What the hub's client raises, in our words. Nothing of ours runs inside, so every error there is the hub's, the way's or the disk's."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        yield
+    except GatedRepoError as error:  # a subclass of RepositoryNotFoundError, so it comes first
+        raise ModelUnavailable(f"{card.hub_id} is gated: agree at https://huggingface.co/{card.hub_id} and set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        raise NotFound(f"the hub has no model {card.hub_id}, or it is private and HF_TOKEN does not open it") from error
+    except Exception as error:  # its own classes, its HTTP library's, xet's RuntimeError, OSError
+        why = (isinstance(error, OSError) and error.strerror) or type(error).__name__
+        raise ModelUnavailable(f"the hub could not deliver {card.hub_id} ({why}{_status(error)}); to go on: {pull_command(card)}") from error
+
+
+def _status(error: Exception) -> str:
+    """The HTTP status behind an error: 401 is a wrong HF_TOKEN, 5xx the hub's own fault."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None:
+        return ""
+    return f", {status}; is HF_TOKEN right?" if status in (401, 403) else f", {status}"
