@@ -23,6 +23,7 @@ class Repository:
     gated: int = 0  # the status that a file's request is answered with, 401 or 403
     sizes: dict[str, int] = field(default_factory=dict)
     spoil: set[str] = field(default_factory=set)
+    listings: int = 100  # how often the tree is told; then the hub refuses (no 5xx: its client would try for half a minute)
     cut: dict[str, list[int]] = field(default_factory=dict)  # file: after how many bytes each of the next answers ends
 
     @classmethod
@@ -124,7 +125,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def about(self, repository: Repository, hub_id: str, rest: list[str]) -> None:
             if rest[:1] == ["tree"]:
-                return self.json(repository.tree())
+                repository.listings -= 1
+                return self.json(repository.tree()) if repository.listings >= 0 else self.refuse(403, "")
             siblings = [{"rfilename": name} for name in repository.files]
             return self.json({"id": hub_id, "sha": repository.commit, "siblings": siblings, "cardData": {"license": repository.license}})
 

@@ -169,6 +169,16 @@ def test_half_a_model_is_not_a_model_and_the_next_pull_brings_the_rest(hub: Hub,
     assert "maker/painter" in run("models", "list").stdout
 
 
+def test_what_lies_there_is_not_taken_for_enough_when_the_hub_fails_in_the_middle(hub: Hub, painter: Repository, run: Run, tmp_path: Path) -> None:
+    (models(tmp_path) / "maker--painter").mkdir(parents=True)
+    (models(tmp_path) / "maker--painter" / "LICENSE.md").touch()
+    painter.listings = 1
+    done = run("models", "pull", "maker/painter")
+    assert done.returncode == 1
+    assert "the hub did not deliver model_index.json of maker/painter; to go on: darkroom models pull maker/painter" in done.stderr
+    assert not list(models(tmp_path).glob("*/.complete"))
+
+
 def test_a_disk_without_room_is_told_before_any_weights_come(hub: Hub, painter: Repository, run: Run, tmp_path: Path) -> None:
     painter.sizes["unet/diffusion_pytorch_model.fp16.safetensors"] = 10**18
     done = run("models", "pull", "maker/painter")

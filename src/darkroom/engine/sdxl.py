@@ -63,9 +63,11 @@ class SDXL:
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> SDXL:
         """From a diffusers folder, weights by memory map. Raises Unsupported for what cannot be honoured."""
         index, schedule, tokenizers = _read_configs(folder)
-        nets = {}
+        nets, reports = {}, {}
         for name, kind in NETS.items():
-            nets[name], report = kind.from_pretrained(folder / name, dtype=dtype, output_loading_info=True, **_files(folder / name))
+            nets[name], reports[name] = kind.from_pretrained(folder / name, dtype=dtype, output_loading_info=True, **_files(folder / name))
+        _refuse(nets["unet"].config, nets["vae"].config)  # first: a config that cannot be honoured may be why weights are missing
+        for name, report in reports.items():
             _refuse_gaps(name, report["missing_keys"])
         return cls(nets, tokenizers, schedule, device, dtype, index.get("force_zeros_for_empty_prompt", True))
 
