@@ -12,7 +12,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from darkroom.engine.family import Plan, Text
+from darkroom.engine.prompts import cut_note, token_ids
 from darkroom.engine.sigmas import SigmaSchedule
+from darkroom.engine.weights import how_to_open
 from darkroom.errors import Unsupported
 from darkroom.types import Params
 
@@ -56,7 +58,7 @@ class SDXL:
         if index.get("requires_aesthetics_score"):
             raise Unsupported("model_index.json: requires_aesthetics_score = True (a refiner) cannot be honoured")
         schedule = SigmaSchedule.read(folder)
-        nets = {name: kind.from_pretrained(folder / name, dtype=dtype, **_files(folder / name)) for name, kind in NETS.items()}
+        nets = {name: kind.from_pretrained(folder / name, dtype=dtype, **how_to_open(folder / name)) for name, kind in NETS.items()}
         tokenizers = [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
         return cls(nets, tokenizers, schedule, device, dtype, index.get("force_zeros_for_empty_prompt", True))
 
@@ -75,7 +77,7 @@ class SDXL:
         steps, control = params.steps, params.control_strength
         if control is None or control == 0:
             table, scale = self.schedule.plan(steps)
-            return Plan(table, 0.0, scale)
+            return Plan(table, None, scale)
         run = max(1, int(steps * (1 - Decimal(control)))) if control < 1 else 0
         start = steps - run
         if run == 0:
@@ -87,12 +89,12 @@ class SDXL:
             return Text(torch.zeros_like(like.hidden), torch.zeros_like(like.pooled))
         hidden, pooled = [], None
         for tokenizer, encoder in zip(self._tokenizers, self._encoders, strict=True):
-            ids = tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
-            out = encoder(ids.input_ids.to(self.device), output_hidden_states=True)
+            out = encoder(token_ids(tokenizer, tokenizer.model_max_length, prompt, self.device), output_hidden_states=True)
             hidden.append(out.hidden_states[-2])
             pooled = out[0]
         assert pooled is not None
-        return Text(torch.cat(hidden, dim=-1).to(self.dtype), pooled.to(self.dtype), self._cut(prompt))
+        first = self._tokenizers[0]
+        return Text(torch.cat(hidden, dim=-1).to(self.dtype), pooled.to(self.dtype), cut_note(first, first.model_max_length, prompt))
 
     def encode_image(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         pixels = pixels.to(self.device, self._vae_dtype, memory_format=torch.channels_last)
@@ -111,24 +113,6 @@ class SDXL:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         z = (latents / self._scale + self._shift).to(self._vae_dtype, memory_format=torch.channels_last)
         return self.vae.decode(z, return_dict=False)[0].float()
-
-    def _cut(self, prompt: str) -> str:
-        """From which word on the text encoders cannot hear; empty where they hear all."""
-        tokenizer = self._tokenizers[0]
-        whole = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
-        limit = tokenizer.model_max_length
-        if len(whole.input_ids) <= limit:
-            return ""
-        start = whole.offset_mapping[limit - 1][0]  # the last place holds the end token
-        word = prompt[prompt.rfind(" ", 0, start + 1) + 1 :].split()[0][:40]
-        return f"the prompt is longer than {limit} tokens and was cut from {word!r} on"
-
-
-def _files(folder: Path) -> dict[str, Any]:
-    """How to open a component: the plain weights, or the fp16 variant where only that lies there."""
-    plain = any(folder.glob("*model.safetensors")) or any(folder.glob("*model.safetensors.index.json"))
-    variant = {} if plain or not any(folder.glob("*.fp16.safetensors*")) else {"variant": "fp16"}
-    return {"use_safetensors": True, "low_cpu_mem_usage": True, "local_files_only": True, **variant}
 
 
 def _latent_statistics(config: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

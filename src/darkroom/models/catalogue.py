@@ -14,7 +14,12 @@ from darkroom.types import ModelCard
 DEMO = "demo-xl"
 BASE = "stable-diffusion-xl-base-1.0"
 COMPLETE = ".complete"  # written last into a folder that was pulled: without it, half a model may lie there
-FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionXLImg2ImgPipeline": "sdxl"}
+FAMILIES = {
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+    "StableDiffusion3Img2ImgPipeline": "sd3",
+}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
