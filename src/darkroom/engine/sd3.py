@@ -63,7 +63,7 @@ class SD3:
         index = json.loads((folder / "model_index.json").read_text())
         schedule = FlowSchedule.read(folder)
         _refuse_unknown(folder)
-        present = {name: kind for name, kind in NETS.items() if name != T5 or _listed(index, T5)}
+        present = {name: kind for name, kind in NETS.items() if name != T5 or _has_t5(index, folder)}
         nets = {name: kind.from_pretrained(folder / name, dtype=dtype, **how_to_open(folder / name)) for name, kind in present.items()}
         tokenizers = [kind.from_pretrained(folder / name) for name, kind in TOKENIZERS.items() if T5 in nets or kind is CLIPTokenizer]
         return cls(nets, tokenizers, schedule, device, dtype)
@@ -148,9 +148,12 @@ def _latent_scale(vae: Any) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def _listed(index: dict[str, Any], name: str) -> bool:
-    """Whether a model_index.json lists this component: [null, null] stands for one that was left out."""
-    return bool((index.get(name) or [None])[0])
+def _has_t5(index: dict[str, Any], folder: Path) -> bool:
+    """Whether T5 is among the components; [null, null] in model_index.json stands for one that was left out on purpose."""
+    listed = bool((index.get(T5) or [None])[0])
+    if listed and not here(folder / T5):
+        raise Unsupported(f"model_index.json: {T5} is listed, but its weights are not in the folder; [null, null] there means to go without T5")
+    return listed
 
 
 def _beside(file: Path, config: str | None, dtype: torch.dtype) -> dict[str, Any]:

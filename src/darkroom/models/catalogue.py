@@ -20,6 +20,8 @@ FAMILIES = {
     "StableDiffusion3Pipeline": "sd3",
     "StableDiffusion3Img2ImgPipeline": "sd3",
 }
+SD3_BLOCKS = ("model.diffusion_model.joint_blocks.", "joint_blocks.")  # names that only SD 3.x's transformer has
+MAX_HEAD = 100_000_000  # bytes that safetensors allows its header
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -97,4 +99,14 @@ def _from_path(path: Path) -> ModelCard:
         return read_card(path)
     if path.suffix != ".safetensors":
         raise NotFound(f"{path.name} is neither a diffusers folder nor a .safetensors file")
-    return ModelCard(path.stem, "sdxl", str(path))
+    return ModelCard(path.stem, _family_of(path), str(path))
+
+
+def _family_of(file: Path) -> str:
+    """The family of a single file, by the names of its weights, which stand as JSON at its head."""
+    try:
+        with file.open("rb") as head:
+            names = json.loads(head.read(min(int.from_bytes(head.read(8), "little"), MAX_HEAD)))
+    except ValueError as error:
+        raise Unsupported(f"{file.name} is not a safetensors file") from error
+    return "sd3" if any(name.startswith(SD3_BLOCKS) for name in names) else "sdxl"
