@@ -22,6 +22,7 @@ FAMILIES = {
 }
 SD3_BLOCKS = ("model.diffusion_model.joint_blocks.", "joint_blocks.")  # names that only SD 3.x's transformer has
 MAX_HEAD = 100_000_000  # bytes that safetensors allows its header
+LATENT_PIXELS = 8  # a side of the square of pixels that one latent of SD 3.x's autoencoder stands for
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -32,7 +33,8 @@ def known(data_dir: Path) -> list[ModelCard]:
         license="CreativeML Open RAIL++-M",
         license_url="https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
     )  # fmt: skip
-    return [_demo(), _located(base, data_dir)]
+    folder = folder_for(base, data_dir)
+    return [_demo(), replace(base, path=str(folder)) if is_whole(folder) else base]
 
 
 def resolve(name: str, data_dir: Path) -> ModelCard:
@@ -50,7 +52,7 @@ def resolve(name: str, data_dir: Path) -> ModelCard:
     if path.exists():
         return _from_path(path.resolve())
     if HUB_ID.fullmatch(name):
-        return _located(ModelCard(name.split("/")[1], "sdxl", None, hub_id=name), data_dir)
+        return from_hub(ModelCard(name.split("/")[1], "sdxl", None, hub_id=name), data_dir)
     raise NotFound(f"no model {name!r}: give one of {', '.join(cards)}, a diffusers folder, a .safetensors file or a hub id (owner/name)")
 
 
@@ -64,6 +66,17 @@ def folder_for(card: ModelCard, data_dir: Path) -> Path:
     return data_dir / "models" / card.name
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a pull into this folder came to its end."""
+    return (folder / COMPLETE).exists()
+
+
+def from_hub(card: ModelCard, data_dir: Path) -> ModelCard:
+    """The card of a hub id. Its family is known only once the weights are here: before that it is the one given."""
+    folder = folder_for(card, data_dir)
+    return replace(read_card(folder), name=card.name, hub_id=card.hub_id) if is_whole(folder) else card
+
+
 def read_card(folder: Path) -> ModelCard:
     """The card of a diffusers folder; a darkroom.json in it may say more than model_index.json does."""
     index = json.loads((folder / "model_index.json").read_text())
@@ -73,7 +86,7 @@ def read_card(folder: Path) -> ModelCard:
     own = json.loads((folder / "darkroom.json").read_text()) if (folder / "darkroom.json").exists() else {}
     language = own.get("language", {})
     stated = ("name", "default_side", "max_side", "default_steps", "min_steps", "max_steps", "default_cfg", "license")
-    fields = {field: own[field] for field in stated if field in own}
+    fields = _bounds(folder, family) | {field: own[field] for field in stated if field in own}
     return replace(
         ModelCard(folder.name, family, str(folder)),
         words=frozenset(language.get("words", ())), hint=language.get("hint", ""), examples=tuple(own.get("examples", ())), **fields,
@@ -87,9 +100,13 @@ def _demo() -> ModelCard:
     return replace(read_card(folder), name=DEMO)
 
 
-def _located(card: ModelCard, data_dir: Path) -> ModelCard:
-    folder = folder_for(card, data_dir)
-    return replace(card, path=str(folder)) if (folder / COMPLETE).exists() else card
+def _bounds(folder: Path, family: str) -> dict[str, int]:
+    """SD 3.x's transformer knows positions up to pos_embed_max_size patches a side, which may be fewer than a card allows."""
+    if family != "sd3":
+        return {}
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    most = (config.get("pos_embed_max_size") or ModelCard.max_side) * config.get("patch_size", 2) * LATENT_PIXELS
+    return {"max_side": min(most // 64 * 64, ModelCard.max_side)}
 
 
 def _from_path(path: Path) -> ModelCard:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
+from darkroom.engine.weights import HALF, PLAIN
 from darkroom.errors import ModelUnavailable, NotFound
-from darkroom.models.catalogue import COMPLETE, folder_for
+from darkroom.models.catalogue import COMPLETE, folder_for, read_card
 from darkroom.types import ModelCard
 
 # Hub repositories also hold ONNX, OpenVINO and single-file copies, so what to fetch is named by component.
-NETS = ("unet", "vae", "text_encoder", "text_encoder_2")
-CONFIGS = ["model_index.json", "*/*.json", "*/merges.txt", "LICENSE*"]
+NETS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+CONFIGS = ["model_index.json", "*/*.json", "*/merges.txt", "*/spiece.model", "LICENSE*"]
 ROOM = 1.05  # of the bytes still to come, so that the disk is not filled to the last
 
 
@@ -22,7 +24,7 @@ def pull(card: ModelCard, data_dir: Path) -> ModelCard:
     Raises NotFound for an unknown hub id and ModelUnavailable where the hub cannot be reached, asks for a licence first,
     or the disk lacks room.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     if card.path is not None:
@@ -31,7 +33,7 @@ def pull(card: ModelCard, data_dir: Path) -> ModelCard:
         raise NotFound(f"{card.name} is not on the hub")
     folder = folder_for(card, data_dir)
     try:
-        patterns = _patterns(card.hub_id)
+        patterns = CONFIGS + weights(HfApi().list_repo_files(card.hub_id))
         files = snapshot_download(card.hub_id, local_dir=folder, allow_patterns=patterns, dry_run=True)
         _check_room(sum(file.file_size or 0 for file in files if file.will_download), folder)
         snapshot_download(card.hub_id, local_dir=folder, allow_patterns=patterns)
@@ -42,16 +44,18 @@ def pull(card: ModelCard, data_dir: Path) -> ModelCard:
     except (HfHubHTTPError, OSError) as error:
         raise ModelUnavailable(f"the hub could not deliver {card.hub_id}: {type(error).__name__}; run the same command again to go on") from error
     (folder / COMPLETE).touch()
-    return replace(card, path=str(folder))
+    return replace(card, path=str(folder), family=read_card(folder).family)
 
 
-def _patterns(hub_id: str) -> list[str]:
-    """The files of one dtype: the fp16 variant where the repository has one, since it runs anywhere after a cast."""
-    from huggingface_hub import HfApi
-
-    names = HfApi().list_repo_files(hub_id)
-    half = all(any(name.startswith(f"{net}/") and name.endswith(".fp16.safetensors") for name in names) for net in NETS)
-    return CONFIGS + [f"{net}/*{'.fp16' if half else 'model'}.safetensors" for net in NETS]
+def weights(names: list[str]) -> list[str]:
+    """Of a repository's files, the weights of each net in one dtype: the fp16 variant where it has one, since it runs
+    anywhere after a cast."""
+    chosen = []
+    for net in NETS:
+        files = [name for name in names if name.startswith(f"{net}/")]
+        half, plain = ([name for name in files if any(fnmatch(name, f"{net}/{kind}") for kind in kinds)] for kinds in (HALF, PLAIN))
+        chosen += half or plain
+    return chosen
 
 
 def _check_room(needed: int, folder: Path) -> None:
