@@ -44,7 +44,8 @@ def pull(card: ModelCard, data_dir: Path) -> ModelCard:
     except (HfHubHTTPError, OSError) as error:
         raise ModelUnavailable(f"the hub could not deliver {card.hub_id}: {type(error).__name__}; run the same command again to go on") from error
     (folder / COMPLETE).touch()
-    return replace(card, path=str(folder), family=read_card(folder).family)
+    here = read_card(folder)
+    return replace(card, path=here.path, family=here.family, max_side=min(card.max_side, here.max_side))
 
 
 def weights(names: list[str]) -> list[str]:
