@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import suppress
 from decimal import Decimal
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from darkroom.errors import DarkroomError, Invalid, TooLarge, UnsupportedMedia
+from darkroom.errors import Invalid, TooLarge, UnsupportedMedia
 from darkroom.picture import from_upload, output_size, to_png
 from darkroom.types import ModelCard, Params
 
@@ -67,11 +68,8 @@ def test_a_damaged_picture_is_read_or_refused_never_a_fault(kind: str, data: st.
     whole = bytearray(upload(noise(130, 140), kind))
     for _ in range(data.draw(st.integers(1, 8))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with suppress(Invalid, TooLarge, UnsupportedMedia):
         pixels, width, height = from_upload(bytes(whole[: data.draw(st.integers(1, len(whole)))]), CARD, 10**6, 2**20)
-    except DarkroomError as error:
-        assert error.status in (413, 415, 422)
-    else:
         assert len(pixels) == width * height * 3
 
 
@@ -89,7 +87,7 @@ def test_a_size_is_on_the_grid_and_within_the_limits(width: int, height: int, gr
     max_side = 64 * grid_sides
     w, h = output_size(width, height, max_side, max_pixels)
     assert w % 64 == h % 64 == 0
-    assert 128 <= min(w, h)
+    assert min(w, h) >= 128
     assert max(w, h) <= max_side
     assert w * h <= max(max_pixels, 128 * 128)
 

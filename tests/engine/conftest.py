@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,13 +84,24 @@ class Lab:
     """One checkpoint, opened by diffusers and by us."""
 
     def __init__(self, folder: Path):
-        from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
-
-        self.family = SDXL.load(folder, torch.device("cpu"), torch.float32)
-        self.text_to_image = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32, add_watermarker=False)
-        self.image_to_image = StableDiffusionXLImg2ImgPipeline(**self.text_to_image.components, add_watermarker=False)
+        self.family, self.text_to_image, self.image_to_image = self.open(folder)
         for pipe in (self.text_to_image, self.image_to_image):
             pipe.set_progress_bar_config(disable=True)
+
+    def open(self, folder: Path) -> tuple[Any, Any, Any]:
+        """The family, and diffusers' two pipelines."""
+        from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+
+        pipe = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32, add_watermarker=False)
+        image_to_image = StableDiffusionXLImg2ImgPipeline(**pipe.components, add_watermarker=False)
+        return SDXL.load(folder, torch.device("cpu"), torch.float32), pipe, image_to_image
+
+    def image_arguments(self, params: Params) -> dict[str, Any]:
+        """What the image pipeline takes beyond the text's arguments; SDXL's reads the size from the image."""
+        assert params.image is not None
+        assert params.control_strength is not None
+        image = Image.frombytes("RGB", (params.width, params.height), params.image)
+        return {"image": image, "strength": float(1 - params.control_strength)}
 
     def diffusers(self, params: Params) -> np.ndarray:
         """The pipelines' own picture [h, w, 3] uint8."""
@@ -99,9 +111,7 @@ class Lab:
         )  # fmt: skip
         if params.image is None:
             return np.asarray(self.text_to_image(height=params.height, width=params.width, **common).images[0])
-        image = Image.frombytes("RGB", (params.width, params.height), params.image)
-        assert params.control_strength is not None
-        return np.asarray(self.image_to_image(image=image, strength=float(1 - params.control_strength), **common).images[0])
+        return np.asarray(self.image_to_image(**self.image_arguments(params), **common).images[0])
 
     def engine(self, exact: bool = False) -> Engine:
         """An engine whose clock lets every step take as long as any other, so that batches always grow."""

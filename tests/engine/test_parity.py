@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 
@@ -36,12 +37,12 @@ def strangers(width: int, height: int) -> list[tuple[int, Params]]:
     ]
 
 
-def check(lab: Lab, wanted: Params, in_company: bool = True) -> None:
+def check(lab: Lab, wanted: Params, in_company: bool = True, company: Callable[[int, int], list[tuple[int, Params]]] = strangers) -> None:
     reference = lab.diffusers(wanted)
     (alone,) = lab.ours((0, wanted))
     assert psnr(alone, reference) >= 60
     if in_company:
-        crowd = lab.ours((2, wanted), *strangers(wanted.width, wanted.height))
+        crowd = lab.ours((2, wanted), *company(wanted.width, wanted.height))
         assert max(len(batch) for batch in lab.batches if "0" in batch) >= 3, "it never had company"
         assert psnr(crowd[0], reference) >= 60
         assert apart(crowd[0], alone) <= 2

@@ -13,7 +13,7 @@ from darkroom.types import Params
 
 @dataclass(frozen=True)
 class Text:
-    """One encoded prompt: hidden [1, tokens, d], pooled [1, p]; `note` says from which word it was cut, or is empty."""
+    """One encoded prompt: hidden [1, tokens, d], pooled [1, p]; `note` says what the encoders could not hear of it, or is empty."""
 
     hidden: torch.Tensor
     pooled: torch.Tensor
@@ -24,11 +24,12 @@ class Text:
 class Plan:
     """The way of one Sample: coefficients [steps, 8] (`samplers.py`), and how it starts.
 
-    A start is signal * latents of the init image + noise * unit noise; from pure noise signal is 0.
+    A start is signal * latents of the init image + noise * unit noise. Without an image signal is None; with one it may
+    be 0 (flow matching from the first step on), and then the image still takes its draw from the generator.
     """
 
     table: np.ndarray
-    signal: float
+    signal: float | None
     noise: float
 
 

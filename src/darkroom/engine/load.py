@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from darkroom.engine.family import Family
 from darkroom.engine.hardware import choose
@@ -12,7 +13,8 @@ from darkroom.types import ModelCard
 
 log = logging.getLogger(__name__)
 
-SDXL_CONFIG = "stabilityai/stable-diffusion-xl-base-1.0"
+# Configs and tokenizers for a single file without a folder beside it. SD 3.x's repositories are gated, so theirs must lie there.
+CONFIGS = {"sdxl": "stabilityai/stable-diffusion-xl-base-1.0", "sd3": None}
 CONFIG_FILES = ["model_index.json", "scheduler/*.json", "tokenizer*/*", "text_encoder*/config.json", "unet/config.json", "vae/config.json"]
 
 
@@ -20,10 +22,8 @@ def load_family(card: ModelCard, device: str, dtype: str) -> Family:
     """The nets of a card, from a diffusers folder or a single file. Raises ModelUnavailable or Unsupported."""
     if card.path is None or not Path(card.path).exists():
         raise ModelUnavailable(f"the weights of {card.name} are not here")
-    if card.family != "sdxl":
-        raise Unsupported(f"{card.name}: models of the family {card.family!r} cannot be served, only 'sdxl'")
     try:
-        return _load_sdxl(Path(card.path), device, dtype)
+        return _load(card, Path(card.path), device, dtype)
     except DarkroomError:
         raise
     except Exception as error:
@@ -32,28 +32,42 @@ def load_family(card: ModelCard, device: str, dtype: str) -> Family:
         raise ModelUnavailable(f"{type(error).__name__} while the files of {card.name} were read; the log says more") from error
 
 
-def _load_sdxl(path: Path, device: str, dtype: str) -> Family:
-    from darkroom.engine.sdxl import SDXL
-
+def _load(card: ModelCard, path: Path, device: str, dtype: str) -> Family:
+    kind = _kind(card)
     where, number = choose(device, dtype)
     if path.is_dir():
-        return SDXL.load(path, where, number)
-    SDXL.check_single_file(path)
-    return SDXL.load_single_file(path, _config_for(path), where, number)
+        return kind.load(path, where, number)
+    kind.check_single_file(path)
+    return kind.load_single_file(path, _config_for(path, card.family), where, number)
 
 
-def _config_for(file: Path) -> Path:
-    """The configs and tokenizers that a single file lacks: a folder of the same name beside it, else SDXL's own from the hub."""
-    beside = file.with_suffix("")
+def _kind(card: ModelCard) -> Any:
+    """The class of a card's family, imported when it is asked for: each brings its own nets along."""
+    if card.family == "sdxl":
+        from darkroom.engine.sdxl import SDXL
+
+        return SDXL
+    if card.family == "sd3":
+        from darkroom.engine.sd3 import SD3
+
+        return SD3
+    raise Unsupported(f"{card.name}: models of the family {card.family!r} cannot be served, only {', '.join(map(repr, CONFIGS))}")
+
+
+def _config_for(file: Path, family: str) -> Path:
+    """The configs and tokenizers that a single file lacks: a folder of the same name beside it, else the family's own from the hub."""
+    beside, hub_id = file.with_suffix(""), CONFIGS[family]
     if (beside / "model_index.json").exists():
         return beside
+    if hub_id is None:
+        raise ModelUnavailable(f"{file.name} holds weights alone: put the configs and tokenizers of its model beside it in a folder named {beside.name}")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(SDXL_CONFIG, allow_patterns=CONFIG_FILES))
+        return Path(snapshot_download(hub_id, allow_patterns=CONFIG_FILES))
     except Exception as error:  # the hub's client raises its own errors, its HTTP library's and OSError; to us they are one
-        log.error("the configs of %s could not be brought: %s: %s", SDXL_CONFIG, type(error).__name__, error)
+        log.error("the configs of %s could not be brought: %s: %s", hub_id, type(error).__name__, error)
         raise ModelUnavailable(
             f"{file.name} holds weights alone, and SDXL's configs and tokenizers could not be brought from the hub ({type(error).__name__}): "
-            f"put those of {SDXL_CONFIG} beside it in a folder named {beside.name}"
+            f"put those of {hub_id} beside it in a folder named {beside.name}"
         ) from error

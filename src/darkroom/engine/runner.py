@@ -13,7 +13,7 @@ from darkroom.engine.family import Family, Plan, Text
 from darkroom.engine.sample import Batch, Sample
 from darkroom.types import Params
 
-PROMPTS = 256  # encoded prompts kept; an SDXL one takes 0.6 MB in fp32
+PROMPT_BYTES = 160e6  # of encoded prompts kept; in fp32 an SDXL one takes 0.6 MB, an SD 3.x one 5.5 MB
 
 
 @dataclass
@@ -67,8 +67,8 @@ class Runner:
 
     def _encode(self, prompt: str) -> Text:
         if prompt not in self._texts:
-            self._texts[prompt] = self.family.encode_prompt(prompt)
-            if len(self._texts) > PROMPTS:
+            self._texts[prompt] = text = self.family.encode_prompt(prompt)
+            if len(self._texts) * text.hidden.nbytes > PROMPT_BYTES:  # all have one shape
                 self._texts.popitem(last=False)
         self._texts.move_to_end(prompt)
         return self._texts[prompt]
@@ -80,7 +80,7 @@ class Runner:
         scale = self.family.latent_scale
         shape = (1, self.family.latent_channels, params.height // scale, params.width // scale)
         latents = torch.zeros(shape, device=self.family.device)
-        if plan.signal:
+        if plan.signal is not None:
             assert params.image is not None
             # the posterior is drawn before the noise, from the same generator, as diffusers does; without a step nothing is drawn
             latents = plan.signal * self.family.encode_image(_pixels(params), generator if plan.noise else None)

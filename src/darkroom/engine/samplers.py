@@ -1,8 +1,9 @@
 """Numerical methods. Each is a pure function from a noise schedule to a table of coefficients, made once a Sample on the
 host; `advance` is the one step that all of them share, vectorised over rows, so a batch may mix methods and positions.
 
-Everything is in the variance-exploding form x = z + sigma * noise (k-diffusion's), whatever form the paper uses. With
-`out` what the net answered to x * C_IN at timestep T:
+Everything is in the variance-exploding form x = z + sigma * noise (k-diffusion's), whatever form the paper uses; only
+flow matching stays in its own, x = (1 - sigma) * z + sigma * noise, for which Euler's step has the same coefficients.
+With `out` what the net answered to x * C_IN at timestep T:
 
     denoised = C_SKIP * x + C_OUT * out
     x'       = A * x + B * denoised + C * denoised of the step before + D * fresh noise
@@ -46,7 +47,10 @@ def dpmpp_2m(sigmas: np.ndarray, first_order_end: bool, heun: bool = False) -> n
 
 
 def preconditioning(sigmas: np.ndarray, prediction_type: str) -> np.ndarray:
-    """C_IN, C_SKIP, C_OUT [n, 3] at n sigmas for a net that predicts `epsilon` or `v_prediction` (arXiv 2202.00512)."""
+    """C_IN, C_SKIP, C_OUT [n, 3] at n sigmas for a net that predicts `epsilon`, `v_prediction` (arXiv 2202.00512) or `flow`, the
+    velocity noise - z of flow matching (arXiv 2210.02747)."""
+    if prediction_type == "flow":
+        return np.stack([np.ones_like(sigmas), np.ones_like(sigmas), -sigmas], axis=1)
     root = np.sqrt(sigmas**2 + 1)
     if prediction_type == "epsilon":
         return np.stack([1 / root, np.ones_like(sigmas), -sigmas], axis=1)

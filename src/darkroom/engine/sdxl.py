@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from darkroom.engine.family import Plan, Text
+from darkroom.engine.prompts import cut_note, token_ids
 from darkroom.engine.sigmas import SigmaSchedule
-from darkroom.errors import ModelUnavailable, Unsupported
+from darkroom.engine.weights import how_to_open, names_in, refuse_gaps
+from darkroom.errors import Unsupported
 from darkroom.types import Params
 
 NETS: dict[str, Any] = {
@@ -65,20 +66,16 @@ class SDXL:
         index, schedule, tokenizers = _read_configs(folder)
         nets, reports = {}, {}
         for name, kind in NETS.items():
-            nets[name], reports[name] = kind.from_pretrained(folder / name, dtype=dtype, output_loading_info=True, **_files(folder / name))
+            nets[name], reports[name] = kind.from_pretrained(folder / name, dtype=dtype, output_loading_info=True, **how_to_open(folder / name))
         _refuse(nets["unet"].config, nets["vae"].config)  # first: a config that cannot be honoured may be why weights are missing
         for name, report in reports.items():
-            _refuse_gaps(name, report["missing_keys"])
+            refuse_gaps(name, report["missing_keys"])
         return cls(nets, tokenizers, schedule, device, dtype, index.get("force_zeros_for_empty_prompt", True))
 
     @staticmethod
     def check_single_file(file: Path) -> None:
         """Refuse by its header alone what is no whole file of SDXL, before gigabytes are read or configs are brought for it."""
-        try:
-            with safe_open(file, "pt") as weights:
-                names = set(weights.keys())
-        except SafetensorError as error:
-            raise ModelUnavailable(f"{file.name} is broken or cut off ({error})") from error
+        names = names_in(file)
         lacking = [key for key in ORIGINAL_KEYS if key not in names]
         if lacking:
             raise Unsupported(f"{file.name} is not an SDXL checkpoint in the original layout: it has no {lacking[0]}")
@@ -99,7 +96,7 @@ class SDXL:
             raise Unsupported(f"{file.name}: weights that its configs ask for are missing") from error
         nets = {name: getattr(pipe, name) for name in NETS}
         for name, net in nets.items():
-            _refuse_gaps(name, [key for key, weight in net.named_parameters() if weight.is_meta])
+            refuse_gaps(name, [key for key, weight in net.named_parameters() if weight.is_meta])
         return cls(nets, tokenizers, schedule, device, dtype, index.get("force_zeros_for_empty_prompt", True))
 
     def plan(self, params: Params) -> Plan:
@@ -107,7 +104,7 @@ class SDXL:
         steps, control = params.steps, params.control_strength
         if control is None or control == 0:
             table, scale = self.schedule.plan(steps)
-            return Plan(table, 0.0, scale)
+            return Plan(table, None, scale)
         run = max(1, int(steps * (1 - Decimal(control)))) if control < 1 else 0
         start = steps - run
         if run == 0:
@@ -119,12 +116,12 @@ class SDXL:
             return Text(torch.zeros_like(like.hidden), torch.zeros_like(like.pooled))
         hidden, pooled = [], None
         for tokenizer, encoder in zip(self._tokenizers, self._encoders, strict=True):
-            ids = tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
-            out = encoder(ids.input_ids.to(self.device), output_hidden_states=True)
+            out = encoder(token_ids(tokenizer, tokenizer.model_max_length, prompt, self.device), output_hidden_states=True)
             hidden.append(out.hidden_states[-2])
             pooled = out[0]
         assert pooled is not None
-        return Text(torch.cat(hidden, dim=-1).to(self.dtype), pooled.to(self.dtype), self._cut(prompt))
+        first = self._tokenizers[0]
+        return Text(torch.cat(hidden, dim=-1).to(self.dtype), pooled.to(self.dtype), cut_note(first, first.model_max_length, prompt))
 
     def encode_image(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         pixels = pixels.to(self.device, self._vae_dtype, memory_format=torch.channels_last)
@@ -144,17 +141,6 @@ class SDXL:
         z = (latents / self._scale + self._shift).to(self._vae_dtype, memory_format=torch.channels_last)
         return self.vae.decode(z, return_dict=False)[0].float()
 
-    def _cut(self, prompt: str) -> str:
-        """From which word on the text encoders cannot hear; empty where they hear all."""
-        tokenizer = self._tokenizers[0]
-        whole = tokenizer(prompt, return_offsets_mapping=True, truncation=False, verbose=False)
-        limit = tokenizer.model_max_length
-        if len(whole.input_ids) <= limit:
-            return ""
-        start = whole.offset_mapping[limit - 1][0]  # the last place holds the end token
-        word = prompt[prompt.rfind(" ", 0, start + 1) + 1 :].split()[0][:40]
-        return f"the prompt is longer than {limit} tokens and was cut from {word!r} on"
-
 
 def _read_configs(folder: Path) -> tuple[dict[str, Any], SigmaSchedule, list[Any]]:
     """What a checkpoint says beside its weights: model_index.json, the noise schedule, the tokenizers."""
@@ -163,19 +149,6 @@ def _read_configs(folder: Path) -> tuple[dict[str, Any], SigmaSchedule, list[Any
         raise Unsupported("model_index.json: requires_aesthetics_score = True (a refiner) cannot be honoured")
     schedule = SigmaSchedule.read(folder)
     return index, schedule, [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
-
-
-def _refuse_gaps(net: str, lacking: Any) -> None:
-    """Without this a weight that a file lacks would be drawn at random, or be there without values."""
-    if lacking:
-        raise Unsupported(f"{net}: {len(lacking)} weights are missing, the first is {sorted(lacking)[0]}")
-
-
-def _files(folder: Path) -> dict[str, Any]:
-    """How to open a component: the plain weights, or the fp16 variant where only that lies there."""
-    plain = any(folder.glob("*model.safetensors")) or any(folder.glob("*model.safetensors.index.json"))
-    variant = {} if plain or not any(folder.glob("*.fp16*.safetensors")) else {"variant": "fp16"}
-    return {"use_safetensors": True, "low_cpu_mem_usage": True, "local_files_only": True, **variant}
 
 
 def _latent_statistics(config: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,9 @@ import numpy as np
 from darkroom.engine import samplers
 from darkroom.errors import Unsupported
 
+WHERE = "scheduler/scheduler_config.json"
 CLASSES = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler")
+FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler",)
 # Left over from other scheduler classes in published SDXL configs; none of ours reads them, so these values change nothing.
 INERT: dict[str, tuple[Any, ...]] = {
     "clip_sample": (False,),
@@ -52,31 +54,35 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
     "variance_type": (None,),
     "timestep_type": ("discrete",),
 }
+FLOW_ALLOWED: dict[str, tuple[Any, ...]] = {
+    "use_beta_sigmas": (False, None),
+    "invert_sigmas": (False, None),
+    "stochastic_sampling": (False, None),  # diffusers draws its noise from the global generator, so no seed fixes it
+    "shift_terminal": (None, 0),  # divides by zero where one step is asked for
+    "time_shift_type": ("exponential", "linear"),
+}
+SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas")
+FLOW_TOKENS = (64, 16384)  # a picture's patches of 16 x 16 pixels: 128 x 128 pixels to 2048 x 2048
 
 
 class SigmaSchedule:
     """The noise schedule and the numerical method of one checkpoint. Raises Unsupported, naming field and value."""
 
     def __init__(self, config: dict[str, Any]):
-        self.name = config.get("_class_name", "")
-        if self.name not in CLASSES:
-            raise Unsupported(f"scheduler/scheduler_config.json: _class_name must be one of {', '.join(CLASSES)}, got {self.name!r}")
-        kind = getattr(diffusers, self.name)
-        known = set(inspect.signature(kind.__init__).parameters)
-        self.config = {k: v for k, v in config.items() if k in known}
-        _refuse(config, known)
+        kind, self.config = _honoured(config, CLASSES, ALLOWED)
+        self.name = kind.__name__
         self.prediction_type = self.config.get("prediction_type", "epsilon")
         self._make = functools.partial(kind.from_config, self.config)
         self._cached = functools.lru_cache(maxsize=64)(self._steps)
         try:
             self._make().set_timesteps(10)
         except (ValueError, NotImplementedError, ImportError) as error:
-            raise Unsupported(f"scheduler/scheduler_config.json: {error}") from error
+            raise Unsupported(f"{WHERE}: {error}") from error
 
     @classmethod
     def read(cls, folder: Path) -> SigmaSchedule:
         """From a diffusers folder."""
-        return cls(json.loads((folder / "scheduler" / "scheduler_config.json").read_text()))
+        return cls(_read(folder))
 
     def plan(self, steps: int, start: int = 0) -> tuple[np.ndarray, float]:
         """Coefficients [n, 8] of the steps from `start` on, and the scale of pure noise at the very first.
@@ -120,12 +126,79 @@ class SigmaSchedule:
         return samplers.dpmpp_2m(sigmas, first_order_end, heun=config.solver_type == "heun")
 
 
-def _refuse(config: dict[str, Any], known: set[str]) -> None:
-    where = "scheduler/scheduler_config.json"
+class FlowSchedule:
+    """The noise schedule of a flow-matching checkpoint (Esser et al. 2024, arXiv 2403.03206), stepped by Euler's method.
+
+    Here x = (1 - sigma) * z + sigma * noise. `tokens` is the number of patches of the picture: with dynamic shifting, the
+    bigger the picture, the longer the schedule stays at high noise. Raises Unsupported, naming field and value.
+    """
+
+    def __init__(self, config: dict[str, Any]):
+        kind, self.config = _honoured(config, FLOW_CLASSES, FLOW_ALLOWED)
+        self._make = functools.partial(kind.from_config, self.config)
+        self._cached = functools.lru_cache(maxsize=256)(self._steps)
+        for tokens in FLOW_TOKENS:
+            self._try(tokens)
+
+    @classmethod
+    def read(cls, folder: Path) -> FlowSchedule:
+        """From a diffusers folder."""
+        return cls(_read(folder))
+
+    def plan(self, steps: int, tokens: int, start: int = 0) -> np.ndarray:
+        """Coefficients [steps - start, 8] of the steps from `start` on. Timesteps are fp32, not whole numbers."""
+        timesteps, sigmas = self._cached(steps, tokens)
+        table = np.zeros((steps - start, 8))
+        table[:, samplers.T] = timesteps[start:]
+        table[:, samplers.C_IN : samplers.C_OUT + 1] = samplers.preconditioning(sigmas[start:-1], "flow")
+        table[:, samplers.A :] = samplers.euler(sigmas[start:])
+        return table.astype(np.float32)
+
+    def start_sigma(self, steps: int, tokens: int, start: int) -> float:
+        """The noise level at which an image joins, at index `start` of `steps`."""
+        return float(self._cached(steps, tokens)[1][start])
+
+    def _steps(self, steps: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        scheduler = self._make()
+        config = scheduler.config
+        if config.use_dynamic_shifting:
+            slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+            scheduler.set_timesteps(steps, mu=tokens * slope + config.base_shift - slope * config.base_image_seq_len)
+        else:
+            scheduler.set_timesteps(steps)
+        return scheduler.timesteps.double().numpy(), scheduler.sigmas.double().numpy()
+
+    def _try(self, tokens: int) -> None:
+        try:
+            sigmas = self._steps(10, tokens)[1]
+        except (ArithmeticError, ImportError, NotImplementedError, TypeError, ValueError) as error:
+            raise Unsupported(f"{WHERE}: {self._shifts()}: {error}") from error
+        if not (np.diff(sigmas) < 0).all() or not sigmas[0] <= 1:  # also where one is not a number
+            raise Unsupported(f"{WHERE}: {self._shifts()} gives noise levels that do not fall from 1 to 0")
+
+    def _shifts(self) -> str:
+        """The fields that shape the schedule, as an error shows them."""
+        dynamic = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type")
+        fields = dynamic if self.config.get("use_dynamic_shifting") else ("shift", "num_train_timesteps")
+        return ", ".join(f"{field} = {self.config[field]!r}" for field in (*fields, *SPACINGS) if field in self.config)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+
+
+def _honoured(config: dict[str, Any], classes: tuple[str, ...], allowed: dict[str, tuple[Any, ...]]) -> tuple[Any, dict[str, Any]]:
+    """The scheduler class that a config names, and the fields that it reads. Raises Unsupported for what cannot be honoured."""
+    name = config.get("_class_name", "")
+    if name not in classes:
+        raise Unsupported(f"{WHERE}: _class_name must be one of {', '.join(classes)}, got {name!r}")
+    kind = getattr(diffusers, name)
+    known = set(inspect.signature(kind.__init__).parameters)
     for field, value in config.items():
         if field.startswith("_"):
             continue
         if field not in known and value not in INERT.get(field, ()):
-            raise Unsupported(f"{where}: {field} = {value!r} means nothing to {config['_class_name']}, so it cannot be honoured")
-        if field in known and field in ALLOWED and value not in ALLOWED[field]:
-            raise Unsupported(f"{where}: {field} must be one of {ALLOWED[field]}, got {value!r}")
+            raise Unsupported(f"{WHERE}: {field} = {value!r} means nothing to {name}, so it cannot be honoured")
+        if field in known and field in allowed and value not in allowed[field]:
+            raise Unsupported(f"{WHERE}: {field} must be one of {allowed[field]}, got {value!r}")
+    return kind, {k: v for k, v in config.items() if k in known}

@@ -15,7 +15,15 @@ DEMO = "demo-xl"
 BASE = "stable-diffusion-xl-base-1.0"
 BASE_ID = f"stabilityai/{BASE}"
 COMPLETE = ".complete"  # written last into a folder that was pulled, as JSON: without it, half a model may lie there
-FAMILIES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusionXLImg2ImgPipeline": "sdxl"}
+FAMILIES = {
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+    "StableDiffusion3Img2ImgPipeline": "sd3",
+}
+SD3_BLOCKS = ("model.diffusion_model.joint_blocks.", "joint_blocks.")  # names that only SD 3.x's transformer has
+MAX_HEAD = 100_000_000  # bytes that safetensors allows its header
+LATENT_PIXELS = 8  # a side of the square of pixels that one latent of SD 3.x's autoencoder stands for
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -71,16 +79,22 @@ def folder_for(card: ModelCard, data_dir: Path) -> Path:
     return data_dir / "models" / card.hub_id.replace("/", "--")
 
 
-def read_card(folder: Path) -> ModelCard:
-    """The card of a diffusers folder; a darkroom.json in it may say more than model_index.json does."""
+def family_of(folder: Path) -> str:
+    """The family of a diffusers folder. Raises Unsupported."""
     index = json.loads((folder / "model_index.json").read_text())
     family = FAMILIES.get(index.get("_class_name", ""))
     if family is None:
         raise Unsupported(f"{folder.name}/model_index.json: _class_name must be one of {', '.join(FAMILIES)}, got {index.get('_class_name')!r}")
+    return family
+
+
+def read_card(folder: Path) -> ModelCard:
+    """The card of a diffusers folder; a darkroom.json in it may say more than model_index.json does."""
+    family = family_of(folder)
     own = json.loads((folder / "darkroom.json").read_text()) if (folder / "darkroom.json").exists() else {}
     language = own.get("language", {})
     stated = ("name", "default_side", "max_side", "default_steps", "min_steps", "max_steps", "default_cfg", "license")
-    fields = {field: own[field] for field in stated if field in own}
+    fields = _bounds(folder, family) | {field: own[field] for field in stated if field in own}
     return replace(
         ModelCard(folder.name, family, str(folder)),
         words=frozenset(language.get("words", ())), hint=language.get("hint", ""), examples=tuple(own.get("examples", ())), **fields,
@@ -95,16 +109,29 @@ def _demo() -> ModelCard:
 
 
 def _hub_card(hub_id: str) -> ModelCard:
+    """The card of a hub id. Its family is known once the weights are here; before that SDXL stands for it."""
     return ModelCard(hub_id.split("/")[1], "sdxl", None, hub_id=hub_id)
 
 
 def _located(card: ModelCard, data_dir: Path) -> ModelCard:
-    """The card with the path of its weights and the licence that the hub states, where they were pulled whole."""
+    """The card with the path of its weights, the family and bounds that lie there, and the licence that the hub states,
+    where they were pulled whole."""
     marker = folder_for(card, data_dir) / COMPLETE
     if not marker.exists():
         return card
-    stated = json.loads(marker.read_text())["license"]
-    return replace(card, path=str(marker.parent), license=stated if card.license == "unknown" else card.license)
+    here, stated = read_card(marker.parent), json.loads(marker.read_text())["license"]
+    return replace(
+        card, path=here.path, family=here.family, max_side=min(card.max_side, here.max_side), license=stated if card.license == "unknown" else card.license
+    )
+
+
+def _bounds(folder: Path, family: str) -> dict[str, int]:
+    """SD 3.x's transformer knows positions up to pos_embed_max_size patches a side, which may be fewer than a card allows."""
+    if family != "sd3":
+        return {}
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    most = (config.get("pos_embed_max_size") or ModelCard.max_side) * config.get("patch_size", 2) * LATENT_PIXELS
+    return {"max_side": min(most // 64 * 64, ModelCard.max_side)}
 
 
 def _from_path(path: Path) -> ModelCard:
@@ -114,4 +141,15 @@ def _from_path(path: Path) -> ModelCard:
         return read_card(path)
     if path.suffix != ".safetensors":
         raise NotFound(f"{path.name} is neither a diffusers folder nor a .safetensors file")
-    return ModelCard(path.stem, "sdxl", str(path))
+    return ModelCard(path.stem, _family_of(path), str(path))
+
+
+def _family_of(file: Path) -> str:
+    """The family of a single file, by the names of its weights, which stand as JSON at its head. A broken file counts as
+    SDXL: whoever opens it refuses it."""
+    try:
+        with file.open("rb") as head:
+            names = list(json.loads(head.read(min(int.from_bytes(head.read(8), "little"), MAX_HEAD))))
+    except (ValueError, TypeError, RecursionError):
+        return "sdxl"
+    return "sd3" if any(str(name).startswith(SD3_BLOCKS) for name in names) else "sdxl"

@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.errors import ModelUnavailable, NotFound, Unsupported
-from darkroom.models.catalogue import COMPLETE, asked_by, folder_for, pull_command, read_card, resolve
+from darkroom.models.catalogue import COMPLETE, asked_by, family_of, folder_for, pull_command, resolve
 from darkroom.types import ModelCard
 
 # Hub repositories also hold ONNX, OpenVINO and single-file copies, so what to fetch is named by component.
-NETS = ("unet", "vae", "text_encoder", "text_encoder_2")
+NETS = {
+    "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
+    "sd3": ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"),
+}
+OPTIONAL = ("text_encoder_3",)  # T5, without which SD 3.x runs too
 INDEX = "model_index.json"
-CONFIG = re.compile(rf"{re.escape(INDEX)}|LICENSE[^/]*|({'|'.join(NETS)}|scheduler|tokenizer|tokenizer_2)/[^/]+\.(json|txt)")
+COMPONENTS = "|".join(sorted({*NETS["sdxl"], *NETS["sd3"], "scheduler", "tokenizer", "tokenizer_2", "tokenizer_3"}))
+CONFIG = re.compile(rf"{re.escape(INDEX)}|LICENSE[^/]*|({COMPONENTS})/([^/]+\.(json|txt)|spiece\.model)")
 SHARDS = re.compile(r".+\.safetensors\.index(\.\w+)?\.json")
 WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(\.fp16)?(-\d+-of-\d+)?(\.fp16)?\.safetensors(\.index(\.fp16)?\.json)?")
 ROOM = 1.05  # of the bytes still to come, so that the disk is not filled to the last
@@ -49,9 +54,10 @@ def pull(card: ModelCard, data_dir: Path) -> ModelCard:
         raise NotFound(f"{card.name} is not on the hub")
     folder = folder_for(card, data_dir)
     listing = _list(card)
-    names = _choose(card, listing)
+    if INDEX not in listing.files:
+        raise Unsupported(f"{card.hub_id} is not in diffusers' layout: it has no {INDEX}")
     _fetch(card, listing, [INDEX], folder)
-    read_card(folder)  # of another kind of model not a gigabyte is brought
+    names = choose(card, listing, family_of(folder))  # of another kind of model not a gigabyte is brought
     _check_room(sum(listing.files[name].size for name in names if not (folder / name).exists()), folder)
     _fetch(card, listing, names, folder)
     _mark(folder, {"hub_id": card.hub_id, "revision": listing.revision, "license": listing.license})
@@ -71,15 +77,13 @@ def _list(card: ModelCard) -> Listing:
     return Listing(info.sha, str(stated.get("license_name") or stated.get("license") or "unknown"), files)
 
 
-def _choose(card: ModelCard, listing: Listing) -> list[str]:
+def choose(card: ModelCard, listing: Listing, family: str) -> list[str]:
     """The configs, and the weights of one dtype: a net's fp16 variant where the repository has one, since it runs anywhere after a cast."""
-    if INDEX not in listing.files:
-        raise Unsupported(f"{card.hub_id} is not in diffusers' layout: it has no {INDEX}")
     names = [name for name in listing.files if CONFIG.fullmatch(name) and not SHARDS.fullmatch(name)]
-    for net in NETS:
+    for net in NETS[family]:
         weights = [name for name in listing.files if name.startswith(f"{net}/") and WEIGHTS.fullmatch(name.removeprefix(f"{net}/"))]
         half = [name for name in weights if ".fp16" in name]
-        if not any(name.endswith(".safetensors") for name in weights):
+        if net not in OPTIONAL and not any(name.endswith(".safetensors") for name in weights):
             raise Unsupported(f"{card.hub_id} has no .safetensors weights of {net}")
         names += half or weights
     return names
