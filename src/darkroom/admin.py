@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any
 
 from darkroom.access import Access
 from darkroom.errors import DarkroomError, Unavailable
+from darkroom.licences import Licences
+from darkroom.types import ModelCard
 
 MAX_LINE = 2**16
 LONGEST_PATH = 100  # bytes that the name of a Unix socket may safely have
@@ -49,8 +51,9 @@ def owning(data_dir: Path) -> Iterator[None]:
 class Calls:
     """The calls by name; arguments and answers are JSON."""
 
-    def __init__(self, access: Access):
-        self._access = access
+    def __init__(self, access: Access, licences: Licences, cards: Callable[[str], ModelCard]):
+        """cards: from the name of a model to its card."""
+        self._access, self._licences, self._cards = access, licences, cards
 
     async def answer(self, call: str, arguments: dict[str, Any]) -> Any:
         """Raises DarkroomError."""
@@ -68,6 +71,10 @@ class Calls:
             case "key revoke":
                 await self._access.revoke(arguments["public_id"])
                 return {"public_id": arguments["public_id"], "revoked": True}
+            case "licence accept":
+                return asdict(await self._licences.accept(self._cards(arguments["model"])))
+            case "licence accepted":
+                return await self._licences.is_accepted(self._cards(arguments["model"]))
         raise Unavailable(f"the server knows no call {call!r}; is it of another version?")
 
 

@@ -12,7 +12,8 @@ DarkroomError                 500 server_error
 ├── Invalid                   422 invalid_<field>       every line names field, rule and value
 ├── TooMany                   429 too_many_requests     with retry_after seconds
 ├── Unavailable               503 unavailable           with retry_after seconds
-│   └── ModelUnavailable      503 model_unavailable     the weights are not here; says the command that brings them
+│   ├── ModelUnavailable      503 model_unavailable     the weights are not here; says the command that brings them
+│   └── LicenceNotAccepted    503 licence_not_accepted  the operator has to accept the model's licence first
 └── Unsupported               500 unsupported_checkpoint  a checkpoint or config that we cannot honour; names the field
 """
 
@@ -78,6 +79,10 @@ class Unavailable(DarkroomError):
 
 class ModelUnavailable(Unavailable):
     name = "model_unavailable"
+
+
+class LicenceNotAccepted(Unavailable):
+    name = "licence_not_accepted"
 
 
 class Unsupported(DarkroomError):

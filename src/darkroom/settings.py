@@ -24,6 +24,7 @@ class Settings(BaseSettings):
         description="the model to serve: a known name, a folder, a .safetensors file or a hub id; "
         "auto takes stable-diffusion-xl-base-1.0 where it is installed, else demo-xl",
     )
+    models: dict[str, str] = Field({}, description="further models by name: a path or a hub id each, as `darkroom models add` keeps them")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 leaves the choice to torch")

@@ -161,11 +161,42 @@ class PictureRow:
 
 
 @dataclass(frozen=True)
+class Licence:
+    """What a model's licence is and what it asks of whoever serves the model to others.
+
+    One with `asks` binds a host, who accepts it once, in this `version`. `notice` is the line that copies must carry,
+    `badge` what users must be shown; empty where nothing is asked.
+    """
+
+    name: str
+    version: str = ""
+    url: str | None = None
+    asks: tuple[str, ...] = ()
+    notice: str = ""
+    badge: str = ""
+
+
+UNKNOWN_LICENCE = Licence("unknown")
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """That the operator accepted a licence, in a version, for a model."""
+
+    model: str
+    licence: str
+    version: str
+    accepted_at: float
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What a model is and what may be asked of it.
 
     path is the diffusers folder or single file on this machine, or None while the weights are not here;
     `words`, where given, is all that a small demonstration model understands, and `hint` says so to a person.
+    parameters counts the weights of all nets and disk_bytes what a pull brings, both 0 where unknown; gated is
+    whether the hub asks to agree on a page and for a token first.
     """
 
     name: str
@@ -178,8 +209,10 @@ class ModelCard:
     min_steps: int = 10
     max_steps: int = 50
     default_cfg: float = 7.0
-    license: str = "unknown"
-    license_url: str | None = None
+    licence: Licence = UNKNOWN_LICENCE
+    gated: bool = False
+    parameters: int = 0
+    disk_bytes: int = 0
     words: frozenset[str] = frozenset()
     hint: str = ""
     examples: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from fastapi import Request
 from darkroom.access import Access
 from darkroom.errors import DarkroomError, TooLarge, TooSlow
 from darkroom.jobs import Jobs
+from darkroom.licences import Licences
 from darkroom.settings import Settings
 from darkroom.types import ApiKey, ModelCard, Service
 from darkroom.worker.protocol import Worker
@@ -29,6 +30,7 @@ class Desk:
     settings: Settings
     cards: Mapping[str, ModelCard]
     access: Access
+    licences: Licences
     jobs: Jobs
     worker: Worker
 

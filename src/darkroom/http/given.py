@@ -37,7 +37,7 @@ async def generate(request: Request) -> Response:
     key, service = await desk.enter(request)
     desk.check_accept(request)
     raw = await _json(request)
-    card = _card(desk, service, raw)
+    card = await _card(desk, service, raw)
     asked = checks.check(raw, card, desk.settings.max_pixels, textual=False, image_to_image=False)
     assert asked.width is not None
     assert asked.height is not None
@@ -53,7 +53,7 @@ async def control(request: Request) -> Response:
     key, service = await desk.enter(request)
     desk.check_accept(request)
     raw = await _form(request)
-    card = _card(desk, service, raw)
+    card = await _card(desk, service, raw)
     content = raw.pop("image", b"")
     try:
         asked = checks.check(raw, card, desk.settings.max_pixels, textual=True, image_to_image=True)
@@ -86,13 +86,15 @@ def _headers(made: Made) -> dict[str, str]:
     return {name: value.encode("ascii", "backslashreplace").decode() for name, value in headers.items()}
 
 
-def _card(desk: Desk, service: Service, raw: dict[str, Any]) -> ModelCard:
-    """The card of the model asked for, the service's default where none was; takes the field out. Raises ModelNotFound or Invalid."""
+async def _card(desk: Desk, service: Service, raw: dict[str, Any]) -> ModelCard:
+    """The card of the model asked for, the service's default where none was; takes the field out. Raises ModelNotFound,
+    LicenceNotAccepted or Invalid."""
     name = raw.pop("model", service.models[0])
     if not isinstance(name, str):
         raise Invalid(f"model must be a string, got {checks.shown(name)}", name="invalid_model")
     if name not in service.models or name not in desk.cards:
         raise ModelNotFound(f"model must be one of {', '.join(service.models)}, got {checks.shown(name)}")
+    await desk.licences.check(desk.cards[name])
     return desk.cards[name]
 
 

@@ -20,7 +20,8 @@ async def models(request: Request) -> dict[str, Any]:
     """The service's models in OpenAI's list shape, with what may be asked of each."""
     desk = desk_of(request)
     _, service = await desk.enter(request)
-    return {"object": "list", "data": [_model(desk, desk.cards[name], service.created_at) for name in service.models if name in desk.cards]}
+    cards = [desk.cards[name] for name in service.models if name in desk.cards]
+    return {"object": "list", "data": [_model(desk, card, service.created_at) | await _licence(desk, card) for card in cards]}
 
 
 @router.get("/healthz", summary="The gateway is up")
@@ -42,6 +43,15 @@ def _model(desk: Desk, card: ModelCard, created: float) -> dict[str, Any]:
         "id": card.name, "object": "model", "created": int(created), "owned_by": "darkroom", "family": card.family,
         "default_side": card.default_side, "max_side": card.max_side, "default_steps": card.default_steps,
         "steps": [card.min_steps, card.max_steps], "default_cfg_scale": card.default_cfg,
-        "loaded": card.name in desk.worker.state().loaded, "license": card.license, "license_url": card.license_url,
+        "loaded": card.name in desk.worker.state().loaded,
         "hint": card.hint, "examples": list(card.examples),
+    }  # fmt: skip
+
+
+async def _licence(desk: Desk, card: ModelCard) -> dict[str, Any]:
+    """What a page must show of a licence, and whether the model may be used yet."""
+    licence = card.licence
+    return {
+        "license": licence.name, "license_url": licence.url, "license_version": licence.version, "license_asks": list(licence.asks),
+        "license_accepted": await desk.licences.is_accepted(card), "notice": licence.notice, "badge": licence.badge,
     }  # fmt: skip

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-from darkroom.errors import NotFound, Unsupported
-from darkroom.types import ModelCard
+from darkroom.errors import Invalid, NotFound, Unsupported
+from darkroom.models.licences import OPEN_RAIL, STABILITY, TURBO, stated
+from darkroom.types import UNKNOWN_LICENCE, Licence, ModelCard
 
 DEMO = "demo-xl"
 BASE = "stable-diffusion-xl-base-1.0"
-BASE_ID = f"stabilityai/{BASE}"
 COMPLETE = ".complete"  # written last into a folder that was pulled, as JSON: without it, half a model may lie there
 FAMILIES = {
     "StableDiffusionXLPipeline": "sdxl",
@@ -24,43 +29,123 @@ FAMILIES = {
 SD3_BLOCKS = ("model.diffusion_model.joint_blocks.", "joint_blocks.")  # names that only SD 3.x's transformer has
 MAX_HEAD = 100_000_000  # bytes that safetensors allows its header
 LATENT_PIXELS = 8  # a side of the square of pixels that one latent of SD 3.x's autoencoder stands for
+STATED = ("name", "default_side", "max_side", "default_steps", "min_steps", "max_steps", "default_cfg", "parameters", "disk_bytes")
+ADDED = Path("models") / "added.json"  # in the data folder
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
+NONE: Mapping[str, str] = MappingProxyType({})
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def known(data_dir: Path) -> list[ModelCard]:
-    """Every model known by name, with its path where the weights are on this machine."""
-    base = ModelCard(
-        BASE, "sdxl", None, hub_id=BASE_ID, default_side=512, max_side=2048,
-        license="CreativeML Open RAIL++-M",
-        license_url="https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
-    )  # fmt: skip
-    return [_demo(), _located(base, data_dir)]
+def _stability(name: str, family: str, parameters: float, licence: Licence, repository: str = "", **fields: Any) -> ModelCard:
+    """A model of Stability AI's; `parameters` in thousand millions. Its weights are pulled with two bytes each."""
+    count = int(parameters * 1e9)
+    return ModelCard(
+        name, family, None, hub_id=f"stabilityai/{repository or name}", licence=licence, parameters=count, disk_bytes=2 * count, **fields
+    )
+
+
+KNOWN = (
+    _stability(BASE, "sdxl", 3.47, OPEN_RAIL),
+    _stability("sdxl-turbo", "sdxl", 3.47, TURBO, min_steps=1, default_steps=1, default_cfg=0.0),
+    _stability("stable-diffusion-3-medium", "sd3", 7.69, STABILITY, "stable-diffusion-3-medium-diffusers", gated=True, default_steps=28),
+    _stability("stable-diffusion-3.5-medium", "sd3", 8.13, STABILITY, gated=True, default_steps=40, default_cfg=4.5),
+    _stability("stable-diffusion-3.5-large", "sd3", 13.81, STABILITY, gated=True, default_steps=28, default_cfg=3.5),
+    _stability("stable-diffusion-3.5-large-turbo", "sd3", 13.81, STABILITY, gated=True, min_steps=1, default_steps=4, default_cfg=0.0),
+)
+
+
+OURS = frozenset((DEMO, *(card.name for card in KNOWN)))
+
+
+def known(data_dir: Path, extra: Mapping[str, str] = NONE) -> list[ModelCard]:
+    """Every model known by name, with its path where the weights are on this machine: ours, and those that the operator
+    named in the settings (`extra`) or by `darkroom models add`."""
+    cards = [_demo(), *(_located(card, data_dir) for card in KNOWN)]
+    named = {**added(data_dir), **extra}
+    return cards + [_named(name, source, data_dir) for name, source in named.items()]
+
+
+def _named(name: str, source: str, data_dir: Path) -> ModelCard:
+    """A model of the operator's; without a path while its files are gone or changed into what is no model."""
+    try:
+        return replace(_meant(source, data_dir), name=name)
+    except (NotFound, Unsupported):
+        return ModelCard(name, "sdxl", None)
+
+
+def added(data_dir: Path) -> dict[str, str]:
+    """What `darkroom models add` noted: name -> path or hub id."""
+    file = data_dir / ADDED
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def add(name: str, source: str, data_dir: Path) -> ModelCard:
+    """Give a model of the operator's a name. Raises Invalid for a name that is taken or no name, NotFound or Unsupported for
+    a source that is no model."""
+    if not NAME.fullmatch(name) or name in ("auto", *(card.name for card in known(data_dir))):
+        raise Invalid(f"the name must be free, of letters, digits, dots, dashes and underscores, got {name!r}", name="invalid_name")
+    card = _meant(source, data_dir)
+    _note(added(data_dir) | {name: str(Path(card.path).resolve()) if card.hub_id is None and card.path else source}, data_dir)
+    return replace(card, name=name)
+
+
+def remove(card: ModelCard, data_dir: Path) -> str:
+    """Take a model away: what was pulled is deleted, what was added is forgotten, files of the operator's own stay where they
+    are. Says which. Raises NotFound where there is nothing to take away."""
+    names = added(data_dir)
+    if card.name in names:
+        _note({name: source for name, source in names.items() if name != card.name}, data_dir)
+        return f"{card.name} is forgotten; its files stay where they are"
+    folder = folder_for(card, data_dir) if card.hub_id else None
+    if folder is None or not folder.exists():
+        raise NotFound(f"{card.name} was neither pulled nor added, so there is nothing to remove")
+    (folder / COMPLETE).unlink(missing_ok=True)  # first, so that a removal that is broken off leaves no half model that loads
+    shutil.rmtree(folder)
+    return f"{card.name} is removed"
+
+
+def _note(names: dict[str, str], data_dir: Path) -> None:
+    file = data_dir / ADDED
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(".new")
+    draft.write_text(json.dumps(names, indent=1))
+    os.replace(draft, file)
 
 
 def pulled(data_dir: Path) -> list[ModelCard]:
     """Every model that was pulled by its hub id."""
     markers = sorted((data_dir / "models").glob(f"*/{COMPLETE}"))
     hub_ids = [json.loads(marker.read_text())["hub_id"] for marker in markers]
-    return [_located(_hub_card(hub_id), data_dir) for hub_id in hub_ids if hub_id != BASE_ID]
+    ours = {card.hub_id for card in KNOWN}
+    return [_located(_hub_card(hub_id), data_dir) for hub_id in hub_ids if hub_id not in ours]
 
 
-def resolve(name: str, data_dir: Path) -> ModelCard:
+def resolve(name: str, data_dir: Path, extra: Mapping[str, str] = NONE) -> ModelCard:
     """The card of a known name, a diffusers folder, a .safetensors file or a hub id.
 
     path is None where the weights have to be pulled first. Raises NotFound for anything else, and Unsupported for a
     folder of another kind of model.
     """
-    cards = {card.name: card for card in known(data_dir)}
+    cards = {card.name: card for card in known(data_dir, extra)}
     if name == "auto":
         return cards[BASE] if cards[BASE].path else cards[DEMO]
     if name in cards:
         return cards[name]
-    path = Path(name).expanduser()
+    try:
+        return _meant(name, data_dir)
+    except NotFound as error:
+        raise NotFound(f"no model {name!r}: give one of {', '.join(cards)}, a diffusers folder, a .safetensors file or a hub id (owner/name)") from error
+
+
+def _meant(source: str, data_dir: Path) -> ModelCard:
+    """The card of a path or a hub id. Raises NotFound or Unsupported."""
+    path = Path(source).expanduser()
     if path.exists():
         return _from_path(path.resolve())
-    if HUB_ID.fullmatch(name):
-        return next((card for card in cards.values() if card.hub_id == name), None) or _located(_hub_card(name), data_dir)
-    raise NotFound(f"no model {name!r}: give one of {', '.join(cards)}, a diffusers folder, a .safetensors file or a hub id (owner/name)")
+    if not HUB_ID.fullmatch(source):
+        raise NotFound(f"{source!r} is no diffusers folder, no .safetensors file and no hub id (owner/name)")
+    ours = next((card for card in KNOWN if card.hub_id == source), None)
+    return _located(ours or _hub_card(source), data_dir)
 
 
 def pull_command(card: ModelCard) -> str:
@@ -70,7 +155,7 @@ def pull_command(card: ModelCard) -> str:
 
 def asked_by(card: ModelCard) -> str:
     """What --model and pull take for this card: names on the hub are unique only with their owner's."""
-    return card.name if card.hub_id in (None, BASE_ID) else card.hub_id
+    return card.hub_id if card.hub_id and card.name not in OURS else card.name
 
 
 def folder_for(card: ModelCard, data_dir: Path) -> Path:
@@ -93,12 +178,18 @@ def read_card(folder: Path) -> ModelCard:
     family = family_of(folder)
     own = json.loads((folder / "darkroom.json").read_text()) if (folder / "darkroom.json").exists() else {}
     language = own.get("language", {})
-    stated = ("name", "default_side", "max_side", "default_steps", "min_steps", "max_steps", "default_cfg", "license")
-    fields = _bounds(folder, family) | {field: own[field] for field in stated if field in own}
+    fields = _bounds(folder, family) | {field: own[field] for field in STATED if field in own}
+    if "license" in own:
+        fields["licence"] = stated(own["license"])
     return replace(
         ModelCard(folder.name, family, str(folder)),
         words=frozenset(language.get("words", ())), hint=language.get("hint", ""), examples=tuple(own.get("examples", ())), **fields,
     )  # fmt: skip
+
+
+def memory_bytes(card: ModelCard, dtype: str) -> int:
+    """What the weights take in memory; what a picture needs beside them depends on its size."""
+    return card.parameters * (4 if dtype == "float32" else 2)
 
 
 def _demo() -> ModelCard:
@@ -119,10 +210,10 @@ def _located(card: ModelCard, data_dir: Path) -> ModelCard:
     marker = folder_for(card, data_dir) / COMPLETE
     if not marker.exists():
         return card
-    here, stated = read_card(marker.parent), json.loads(marker.read_text())["license"]
-    return replace(
-        card, path=here.path, family=here.family, max_side=min(card.max_side, here.max_side), license=stated if card.license == "unknown" else card.license
-    )
+    here, licence = read_card(marker.parent), stated(json.loads(marker.read_text())["license"])
+    if card.licence != UNKNOWN_LICENCE:
+        licence = card.licence
+    return replace(card, path=here.path, family=here.family, max_side=min(card.max_side, here.max_side), licence=licence)
 
 
 def _bounds(folder: Path, family: str) -> dict[str, int]:

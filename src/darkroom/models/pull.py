@@ -60,7 +60,8 @@ def pull(card: ModelCard, data_dir: Path) -> ModelCard:
     names = choose(card, listing, family_of(folder))  # of another kind of model not a gigabyte is brought
     _check_room(sum(listing.files[name].size for name in names if not (folder / name).exists()), folder)
     _fetch(card, listing, names, folder)
-    _mark(folder, {"hub_id": card.hub_id, "revision": listing.revision, "license": listing.license})
+    facts = {"hub_id": card.hub_id, "revision": listing.revision, "license": listing.license}
+    _mark(folder, facts | {"files": {name: _hash_stated(listing.files[name]) for name in names}})
     return resolve(asked_by(card), data_dir)
 
 
@@ -106,17 +107,41 @@ def _verify(card: ModelCard, name: str, stated: Any, path: Path) -> None:
     """Refuse a file that is not the one that the hub states, and remove it, so that the next run brings it anew."""
     if not path.exists():  # the hub's client takes what lies here for enough when the hub is gone in the middle
         raise ModelUnavailable(f"the hub did not deliver {name} of {card.hub_id}; to go on: {pull_command(card)}")
-    with path.open("rb") as content:
-        if stated.lfs:
-            right = hashlib.file_digest(content, "sha256").hexdigest() == stated.lfs.sha256
-        else:  # git's own name of a file's content
-            right = hashlib.sha1(b"blob %d\0" % stated.size + content.read(), usedforsecurity=False).hexdigest() == stated.blob_id
-    if not right:
+    if _hash_of(path, *_hash_stated(stated)) != _hash_stated(stated):
         path.unlink()
         raise ModelUnavailable(f"{name} of {card.hub_id} came with another hash than the hub states and was removed; to try again: {pull_command(card)}")
 
 
-def _mark(folder: Path, facts: dict[str, str]) -> None:
+def verify(card: ModelCard, data_dir: Path) -> list[str]:
+    """What of a pulled model is missing or not what the hub stated when it was pulled: a line for each file. Raises NotFound
+    for a model that was not pulled."""
+    marker = folder_for(card, data_dir) / COMPLETE if card.hub_id else None
+    if marker is None or not marker.exists():
+        raise NotFound(f"{card.name} was not pulled, so nobody stated what its files should be")
+    faults = []
+    for name, stated in json.loads(marker.read_text())["files"].items():
+        path = marker.parent / name
+        if not path.exists():
+            faults.append(f"{name} is missing")
+        elif _hash_of(path, *stated) != tuple(stated):
+            faults.append(f"{name} is not what the hub stated")
+    return faults
+
+
+def _hash_stated(stated: Any) -> tuple[str, str]:
+    """Kind and hash of a file as the hub states them: sha256 of a large one, of a small one git's own name of its content."""
+    return ("sha256", stated.lfs.sha256) if stated.lfs else ("git", stated.blob_id)
+
+
+def _hash_of(path: Path, kind: str, _: str) -> tuple[str, str]:
+    with path.open("rb") as content:
+        if kind == "sha256":
+            return kind, hashlib.file_digest(content, "sha256").hexdigest()
+        whole = content.read()
+    return kind, hashlib.sha1(b"blob %d\0" % len(whole) + whole, usedforsecurity=False).hexdigest()
+
+
+def _mark(folder: Path, facts: dict[str, Any]) -> None:
     """Write the marker in one stroke: it is whole or it is not there."""
     draft = folder / f"{COMPLETE}.new"
     draft.write_text(json.dumps(facts))

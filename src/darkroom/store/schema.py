@@ -61,6 +61,14 @@ pictures = Table(
     Column("created_at", Float, nullable=False),
 )  # fmt: skip
 
+acceptances = Table(
+    "acceptances", metadata,
+    Column("model", String, primary_key=True),
+    Column("licence", String, primary_key=True),
+    Column("version", String, primary_key=True),
+    Column("accepted_at", Float, nullable=False),
+)  # fmt: skip
+
 Index("jobs_by_service", jobs.c.service_id, jobs.c.created_at)
 Index("jobs_by_status", jobs.c.status)
 Index("pictures_by_service", pictures.c.service_id, pictures.c.created_at)

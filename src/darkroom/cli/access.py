@@ -1,0 +1,57 @@
+"""`darkroom service` and `darkroom key`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from darkroom.cli.building import call
+from darkroom.cli.flags import DataDir, Json
+
+service_app = typer.Typer(no_args_is_help=True, help="Endpoints with a SERVICE_ID.")
+key_app = typer.Typer(no_args_is_help=True, help="API keys of a service.")
+
+
+def show(answer: Any, as_json: bool, columns: tuple[str, ...]) -> None:
+    if as_json:
+        typer.echo(json.dumps(answer, indent=2))
+        return
+    for row in answer if isinstance(answer, list) else [answer]:
+        typer.echo("  ".join(f"{column}={row[column]}" for column in columns if row.get(column) is not None))
+
+
+@service_app.command("create")
+def service_create(name: str, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Make a service."""
+    show(call(data_dir, "service create", name=name), as_json, ("id", "name", "models"))
+
+
+@service_app.command("list")
+def service_list(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """The services, oldest first."""
+    show(call(data_dir, "service list"), as_json, ("id", "name", "models"))
+
+
+@key_app.command("create")
+def key_create(
+    service: Annotated[str | None, typer.Option(help="id of the service; the oldest where not given")] = None,
+    name: Annotated[str, typer.Option(help="what the key is for")] = "default",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key. Its text is shown this once."""
+    show(call(data_dir, "key create", service_id=service, name=name), as_json, ("key", "public_id", "service_id", "name"))
+
+
+@key_app.command("list")
+def key_list(service: Annotated[str | None, typer.Option(help="id of a service")] = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """The keys without their texts, oldest first."""
+    show(call(data_dir, "key list", service_id=service), as_json, ("public_id", "service_id", "name", "last4", "revoked_at", "last_used_at"))
+
+
+@key_app.command("revoke")
+def key_revoke(public_id: str, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Make a key stop working, at once."""
+    show(call(data_dir, "key revoke", public_id=public_id), as_json, ("public_id", "revoked"))

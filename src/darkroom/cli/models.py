@@ -1,0 +1,117 @@
+"""`darkroom models`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from darkroom.cli.building import call, card_of
+from darkroom.cli.flags import DataDir, Json, failure, settings_of
+from darkroom.types import ModelCard
+
+models_app = typer.Typer(no_args_is_help=True, help="Models on this machine and known by name.")
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
+
+
+@models_app.command("list")
+def models_list(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """The models known by name, whether their weights are here, and those that were pulled by hub id."""
+    from darkroom.models.catalogue import asked_by, known, pull_command, pulled
+
+    settings = settings_of(data_dir=data_dir)
+    cards = known(settings.data_dir, settings.models) + pulled(settings.data_dir)
+    if as_json:
+        typer.echo(json.dumps([_facts(card) for card in cards], indent=2))
+        return
+    for card in cards:
+        typer.echo(f"{asked_by(card)}  {card.family}  {card.licence.name}  {card.path or 'not here; ' + pull_command(card)}")
+
+
+@models_app.command("show")
+def models_show(name: str, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """All that is known of a model: family, limits, size, licence and what it asks of a host."""
+    facts = _facts(card_of(name, settings_of(data_dir=data_dir)))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    for field, value in facts.items():
+        for line in value if isinstance(value, list) else [value]:
+            typer.echo(f"{field:<16}{line}")
+
+
+def _facts(card: ModelCard) -> dict[str, Any]:
+    from darkroom.models.catalogue import memory_bytes, pull_command
+
+    gigabytes = {dtype: f"{memory_bytes(card, dtype) / 1e9:.1f} GB" for dtype in ("float32", "float16")}
+    return {
+        "name": card.name, "family": card.family, "hub_id": card.hub_id or "", "path": card.path or "",
+        "pull": "" if card.path else pull_command(card), "gated": "yes: agree on its page on the hub and set HF_TOKEN" if card.gated else "no",
+        "on disk": f"about {card.disk_bytes / 1e9:.1f} GB" if card.disk_bytes else "unknown",
+        "in memory": f"about {gigabytes['float16']} in half precision, {gigabytes['float32']} in float32" if card.parameters else "unknown",
+        "sides": f"{card.default_side} by default, up to {card.max_side}",
+        "steps": f"{card.default_steps} by default, {card.min_steps} to {card.max_steps}", "cfg_scale": f"{card.default_cfg:g} by default",
+        "licence": " ".join(filter(None, (card.licence.name, card.licence.version))), "licence text": card.licence.url or "",
+        "it asks a host": list(card.licence.asks), "notice": card.licence.notice, "badge": card.licence.badge,
+    }  # fmt: skip
+
+
+@models_app.command("pull")
+def models_pull(name: str, data_dir: DataDir = None) -> None:
+    """Bring the weights of a model from the hub."""
+    from darkroom.models.pull import pull
+
+    settings = settings_of(data_dir=data_dir)
+    typer.echo(pull(card_of(name, settings), settings.data_dir).path)
+
+
+@models_app.command("add")
+def models_add(name: str, source: Annotated[str, typer.Argument(help="a diffusers folder, a .safetensors file or a hub id")], data_dir: DataDir = None) -> None:
+    """Give a model of your own a name."""
+    from darkroom.models.catalogue import add
+
+    card = add(name, source, settings_of(data_dir=data_dir).data_dir)
+    typer.echo(f"{card.name}  {card.family}  {card.path or card.hub_id}")
+
+
+@models_app.command("remove")
+def models_remove(name: str, data_dir: DataDir = None, yes: Yes = False) -> None:
+    """Delete the weights that were pulled, or forget a name that was added."""
+    from darkroom.models.catalogue import remove
+
+    settings = settings_of(data_dir=data_dir)
+    card = card_of(name, settings)
+    if not yes and not typer.confirm(f"Remove {card.name}?"):
+        raise failure("nothing was removed")
+    typer.echo(remove(card, settings.data_dir))
+
+
+@models_app.command("verify")
+def models_verify(name: str, data_dir: DataDir = None) -> None:
+    """Hold the files of a pulled model against the hashes that the hub stated."""
+    from darkroom.models.pull import verify
+
+    settings = settings_of(data_dir=data_dir)
+    faults = verify(card_of(name, settings), settings.data_dir)
+    for fault in faults:
+        typer.echo(f"✗ {fault}")
+    if faults:
+        raise failure(f"{name} is damaged; to mend it: darkroom models remove {name} && darkroom models pull {name}")
+    typer.echo(f"✓ {name} is what the hub stated")
+
+
+@models_app.command("accept")
+def models_accept(name: str, data_dir: DataDir = None, yes: Yes = False, as_json: Json = False) -> None:
+    """Show what a model's licence asks of whoever serves it to others, and accept it."""
+    card = card_of(name, settings_of(data_dir=data_dir))
+    if not card.licence.asks:
+        typer.echo(f"the licence of {card.name} ({card.licence.name}) asks nothing of a host")
+        return
+    typer.echo(f"{card.name} is under the {card.licence.name} ({card.licence.version}): {card.licence.url}\nServing it to others, you must", err=True)
+    for line in card.licence.asks:
+        typer.echo(f"  - {line}", err=True)
+    if not yes and not typer.confirm("Have you read the licence, and do you accept it?", err=True):
+        raise failure("the licence was not accepted")
+    answer = call(data_dir, "licence accept", model=name)
+    typer.echo(json.dumps(answer, indent=2) if as_json else f"accepted: {answer['licence']} ({answer['version']}) for {answer['model']}")

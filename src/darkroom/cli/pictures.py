@@ -1,0 +1,96 @@
+"""`darkroom generate` and `darkroom edit`: pictures without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from darkroom.cli.building import bring
+from darkroom.cli.flags import DataDir, Model, settings_of
+from darkroom.errors import DarkroomError
+from darkroom.settings import Settings
+from darkroom.types import Failed, Finished, ModelCard, Params, Progress
+
+Steps = Annotated[str | None, typer.Option(help="denoising steps, 10 to 50")]
+Number = Annotated[str | None, typer.Option()]
+Out = Annotated[Path, typer.Option("-o", "--output", help="the PNG to write")]
+
+
+def generate(
+    prompt: str, output: Out = Path("out.png"), negative_prompt: str | None = None, steps: Steps = None, width: Number = None, height: Number = None,
+    cfg_scale: Number = None, seed: Number = None, model: Model = None, data_dir: DataDir = None,
+) -> None:  # fmt: skip
+    """Make a picture from a prompt, without a server."""
+    fields = {"prompt": prompt, "negative_prompt": negative_prompt, "steps": steps, "width": width, "height": height, "cfg_scale": cfg_scale, "seed": seed}
+    _make(fields, None, output, settings_of(data_dir=data_dir, model=model))
+
+
+def edit(
+    image: Path, prompt: str, output: Out = Path("out.png"), negative_prompt: str | None = None, steps: Steps = None,
+    control_strength: Annotated[str | None, typer.Option(help="influence of the image, 0 to 1; 1 keeps it")] = None,
+    width: Number = None, height: Number = None, cfg_scale: Number = None, seed: Number = None, model: Model = None, data_dir: DataDir = None,
+) -> None:  # fmt: skip
+    """Make a picture from a picture and a prompt, without a server."""
+    fields = {
+        "prompt": prompt, "negative_prompt": negative_prompt, "steps": steps, "width": width, "height": height, "cfg_scale": cfg_scale,
+        "seed": seed, "control_strength": control_strength,
+    }  # fmt: skip
+    _make(fields, image, output, settings_of(data_dir=data_dir, model=model))
+
+
+def _make(fields: dict[str, str | None], image: Path | None, output: Path, settings: Settings) -> None:
+    from darkroom import picture
+
+    card = bring(settings)
+    params = _params({name: value for name, value in fields.items() if value is not None}, image, card, settings)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    finished = asyncio.run(_run(card, params, settings))
+    output.write_bytes(picture.to_png(finished.pixels, params, finished.steps_run, settings.embed_prompt))
+    typer.echo(f"{output}  {finished.width}x{finished.height}  seed={params.seed}  {finished.inference_seconds:.1f} s")
+
+
+def _params(fields: dict[str, str], image: Path | None, card: ModelCard, settings: Settings) -> Params:
+    """The door's own checks, on text."""
+    from darkroom import checks, picture
+
+    asked = checks.check(fields, card, settings.max_pixels, textual=True, image_to_image=image is not None)
+    if image is None:
+        assert asked.width is not None
+        assert asked.height is not None
+        return Params(card.name, asked.prompt, asked.negative_prompt, asked.steps, asked.width, asked.height, asked.cfg, asked.seed)
+    try:
+        content = image.read_bytes()
+    except OSError as error:
+        raise DarkroomError(f"{image}: {error.strerror}") from error
+    pixels, width, height = picture.from_upload(content, card, settings.max_input_pixels, settings.max_pixels, asked.width, asked.height)
+    return Params(card.name, asked.prompt, asked.negative_prompt, asked.steps, width, height, asked.cfg, asked.seed, pixels, asked.control_strength)
+
+
+async def _run(card: ModelCard, params: Params, settings: Settings) -> Finished:
+    """One job in a Worker of its own, with a progress bar."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    from darkroom.worker.local import LocalWorker
+
+    worker = LocalWorker([card], settings)
+    await worker.start()
+    try:
+        with Bar(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("loading", total=None)
+            async with aclosing(worker.submit(f"cli-{secrets.token_hex(4)}", params)) as events:  # type: ignore[type-var]
+                async for event in events:
+                    if isinstance(event, Progress):
+                        bar.update(task, description="denoising", completed=event.step, total=event.of)
+                    elif isinstance(event, Finished):
+                        return event
+                    elif isinstance(event, Failed):
+                        raise DarkroomError(event.message)
+    finally:
+        await worker.close()
+    raise DarkroomError("the job was cancelled")

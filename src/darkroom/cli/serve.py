@@ -1,0 +1,128 @@
+"""`darkroom serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from darkroom.cli.building import bring, built
+from darkroom.cli.flags import DataDir, Model, help_of, settings_of
+from darkroom.errors import DarkroomError
+from darkroom.licences import accept_command
+from darkroom.settings import Settings
+from darkroom.types import ModelCard
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help=help_of("host"), show_default=False)] = None,
+    port: Annotated[int | None, typer.Option(help=help_of("port"), show_default=False)] = None,
+    data_dir: DataDir = None,
+    model: Model = None,
+    public_url: Annotated[str | None, typer.Option(help=help_of("public_url"), show_default=False)] = None,
+    exact: Annotated[bool | None, typer.Option("--exact/--no-exact", help=help_of("exact"), show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help=help_of("device"), show_default=False)] = None,
+    dtype: Annotated[str | None, typer.Option(help=help_of("dtype"), show_default=False)] = None,
+    threads: Annotated[int | None, typer.Option(help=help_of("threads"), show_default=False)] = None,
+    max_queue: Annotated[int | None, typer.Option(help=help_of("max_queue"), show_default=False)] = None,
+) -> None:
+    """Start the server. Prints SERVICE_ID, API_KEY, MODEL and a curl line. Other settings: DARKROOM_* or darkroom.toml."""
+    from darkroom.admin import owning
+
+    settings = settings_of(
+        host=host, port=port, data_dir=data_dir, model=model, public_url=public_url, exact=exact, device=device, dtype=dtype,
+        threads=threads, max_queue=max_queue,
+    )  # fmt: skip
+    with owning(settings.data_dir):
+        card = bring(settings)
+        _log_to_stderr()
+        asyncio.run(_serve(settings, card))
+
+
+async def _serve(settings: Settings, card: ModelCard) -> None:
+    import structlog
+    import uvicorn
+
+    from darkroom.http.app import build
+
+    listener = _listener(settings)
+    here = _url(settings.host, listener.getsockname()[1])
+    base = settings.public_url.rstrip("/") or here
+    structlog.get_logger("serve").info("listening", url=here)
+    async with built(settings, card) as (desk, starting):
+        app = build(desk, starting)
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, timeout_keep_alive=30)
+        server = _uvicorn(config, lambda: _announce(desk, base, card))
+        await server.serve(sockets=[listener])
+
+
+def _uvicorn(config: Any, started: Callable[[], Any]) -> Any:
+    """uvicorn's server, that tells when it listens."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                await started()
+
+    return Server(config)
+
+
+def _listener(settings: Settings) -> Any:
+    """The listening socket, bound before anything is promised."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        raise DarkroomError(f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); choose another with --port") from error
+    return listener
+
+
+def _url(host: str, port: int) -> str:
+    """Where a client on this machine finds the server."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{port}"
+
+
+async def _announce(desk: Any, base: str, card: ModelCard) -> None:
+    """The block that a person or a script reads: three plain lines, then a curl line that works as pasted."""
+    service = (await desk.access.services())[0]
+    first = not await desk.access.keys(service.id)
+    key = (await desk.access.create_key(service.id))[1] if first else "$API_KEY"
+    prompt = card.examples[0] if card.examples else "a red apple on a blue background"
+    body = json.dumps({"model": card.name, "prompt": prompt})
+    lines = [
+        f"SERVICE_ID={base}/{service.id}", f"API_KEY={key}", f"MODEL={card.name}", "",
+        f"curl {base}/{service.id}/v1/images/generate -H 'Content-Type: application/json' "
+        f'-H "Authorization: Bearer {key}" -d {shlex.quote(body)} -o out.png', "",
+        "The key is shown this once; keep it." if first else "The key was shown at the first start. Make another with: darkroom key create",
+        *([] if await desk.licences.is_accepted(card) else [f"Before the first picture accept the licence of {card.name}: {accept_command(card)}"]),
+        f"Documentation of the API: {base}/docs",
+    ]  # fmt: skip
+    typer.echo("\n".join(lines))
+    sys.stdout.flush()
+
+
+def _log_to_stderr() -> None:
+    """One line a request and an event on standard error; standard output is for the block."""
+    import logging
+
+    import structlog
+
+    # structlog's own choice, where rich is installed, is a trace with every local variable: prompts, keys and pictures
+    renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper("iso"), renderer],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr), wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    )  # fmt: skip
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)

@@ -1,0 +1,49 @@
+"""Use cases of licences: a model whose licence binds whoever hosts it is served only once the operator has accepted it."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from darkroom.errors import LicenceNotAccepted
+from darkroom.types import Acceptance, ModelCard
+
+
+class Rows(Protocol):
+    """Where acceptances are kept."""
+
+    async def accept(self, acceptance: Acceptance) -> None: ...
+    async def acceptances(self, model: str) -> list[Acceptance]: ...
+
+
+class Licences:
+    """What the operator accepted. Nothing is cached, so an acceptance works at once."""
+
+    def __init__(self, rows: Rows):
+        self._rows = rows
+
+    async def accept(self, card: ModelCard) -> Acceptance:
+        """Note that the operator accepts the licence of this model, in the version that its card states."""
+        acceptance = Acceptance(card.name, card.licence.name, card.licence.version, time.time())
+        if not await self.is_accepted(card):
+            await self._rows.accept(acceptance)
+        return acceptance
+
+    async def is_accepted(self, card: ModelCard) -> bool:
+        """Whether the model may be served: nothing is asked of a host, or what is asked was accepted, in this version."""
+        if not card.licence.asks:
+            return True
+        held = await self._rows.acceptances(card.name)
+        return any((one.licence, one.version) == (card.licence.name, card.licence.version) for one in held)
+
+    async def check(self, card: ModelCard) -> None:
+        """Raises LicenceNotAccepted."""
+        if not await self.is_accepted(card):
+            raise LicenceNotAccepted(
+                f"the operator of this server has not accepted the licence of {card.name} ({card.licence.name}) yet; to do so: {accept_command(card)}"
+            )
+
+
+def accept_command(card: ModelCard) -> str:
+    """The line that shows what a licence asks, and accepts it."""
+    return f"darkroom models accept {card.name}"
