@@ -6,6 +6,8 @@ TORCH = torch==2.13.0
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 ARGS ?=
+# The tests run in so many processes, each with one thread: most of them wait for a server or import torch anyway.
+JOBS ?= 2
 
 .PHONY: run test lint bench train judge clean
 
@@ -13,7 +15,7 @@ run: $(VENV)/.installed
 	@exec $(VENV)/bin/darkroom serve $(ARGS)
 
 test: $(TEST_VENV)/.installed
-	$(TEST_VENV)/bin/python -m pytest -rs $(ARGS)
+	OMP_NUM_THREADS=1 $(TEST_VENV)/bin/python -m pytest -rs -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/ruff check src tests benchmarks

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from darkroom.engine.load import load_family
-from darkroom.errors import ModelUnavailable, Unsupported
-from darkroom.models.catalogue import COMPLETE, resolve
+from darkroom.errors import Invalid, ModelUnavailable, NotFound, Unsupported
+from darkroom.models.catalogue import COMPLETE, add, known, memory_bytes, remove, resolve
 from darkroom.models.pull import Listing, choose
 from darkroom.types import ModelCard
 
@@ -86,3 +87,56 @@ def test_a_pull_fetches_each_net_once_in_half_precision_where_there_is_one() -> 
     assert set(choose(card, Listing("1", "other", dict.fromkeys(without_t5)), "sd3")) == set(without_t5)
     with pytest.raises(Unsupported, match="weights of unet"):
         choose(card, Listing("1", "other", dict.fromkeys(wanted)), "sdxl")
+
+
+def test_the_models_known_by_name_say_what_they_are(tmp_path: Path) -> None:
+    cards = {card.name: card for card in known(tmp_path)}
+    assert cards.keys() == {
+        "demo-xl", "stable-diffusion-xl-base-1.0", "sdxl-turbo", "stable-diffusion-3-medium", "stable-diffusion-3.5-medium",
+        "stable-diffusion-3.5-large", "stable-diffusion-3.5-large-turbo",
+    }  # fmt: skip
+    for name, card in cards.items():
+        assert card.family == ("sd3" if "diffusion-3" in name else "sdxl")
+        assert card.min_steps <= card.default_steps <= card.max_steps
+        assert bool(card.licence.asks) == (name != "demo-xl")
+        assert card.licence.url
+        assert card.licence.version
+        assert name == "demo-xl" or card.parameters > 3e9
+        assert card.gated == (card.family == "sd3")
+        assert resolve(name, tmp_path) == card
+        assert card.hub_id is None or resolve(card.hub_id, tmp_path) == card
+    assert memory_bytes(cards["stable-diffusion-3.5-large"], "float16") == 2 * cards["stable-diffusion-3.5-large"].parameters
+    turbo = cards["sdxl-turbo"]
+    assert (turbo.min_steps, turbo.default_steps, turbo.default_cfg) == (1, 1, 0.0)
+
+
+def test_a_model_of_ones_own_gets_a_name_and_loses_it(tmp_path: Path) -> None:
+    mine, data = folder(tmp_path / "somewhere", pos_embed_max_size=64), tmp_path / "data"
+    assert add("mine", str(mine), data).family == "sd3"
+    assert resolve("mine", data).path == str(mine)
+    assert add("theirs", "owner/painter", data).path is None
+    assert [card.name for card in known(data)][-2:] == ["mine", "theirs"]
+    for taken in ("mine", "sdxl-turbo", "auto", "a b", ""):
+        with pytest.raises(Invalid, match="the name must be free"):
+            add(taken, str(mine), data)
+    with pytest.raises(NotFound, match="is no diffusers folder"):
+        add("nothing", str(tmp_path / "nowhere at all"), data)
+    assert "stay where they are" in remove(resolve("mine", data), data)
+    assert mine.exists()
+    with pytest.raises(NotFound, match="no model 'mine'"):
+        resolve("mine", data)
+    with pytest.raises(NotFound, match="neither pulled nor added"):
+        remove(resolve("demo-xl", data), data)
+
+
+def test_a_named_model_whose_files_are_gone_spoils_no_other(tmp_path: Path) -> None:
+    mine, data = folder(tmp_path / "somewhere"), tmp_path / "data"
+    add("mine", str(mine), data)
+    shutil.rmtree(mine)
+    assert resolve("mine", data).path is None
+    assert resolve("demo-xl", data).path
+
+
+def test_the_settings_may_name_models_too(tmp_path: Path) -> None:
+    mine = folder(tmp_path / "somewhere")
+    assert resolve("mine", tmp_path, {"mine": str(mine)}).path == str(mine)

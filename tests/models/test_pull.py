@@ -83,7 +83,7 @@ def test_pull_then_list_then_generate(hub: Hub, painter: Repository, run: Run, t
     assert {"LICENSE.md", "model_index.json", "scheduler/scheduler_config.json", "tokenizer_2/tokenizer.json"} <= brought
 
     asked = len(hub.asked)
-    assert f"maker/painter  sdxl  openrail++  {folder}" in run("models", "list").stdout
+    assert f"maker/painter  sdxl  CreativeML Open RAIL++-M  {folder}" in run("models", "list").stdout
     assert run("models", "pull", "maker/painter").returncode == 0
     out = tmp_path / "out.png"
     done = run("generate", "a cat", "--model", "maker/painter", "-o", str(out), "--width", "128", "--height", "128", "--steps", "10")
@@ -221,3 +221,26 @@ def test_another_kind_of_model_is_refused_before_its_weights_come(hub: Hub, tiny
         assert done.returncode == 1
         assert said in done.stderr
         assert hub.fetched(hub_id) <= {"model_index.json"}
+
+
+def test_a_pulled_model_is_shown_verified_and_removed(hub: Hub, painter: Repository, run: Run, tmp_path: Path) -> None:
+    assert run("models", "verify", "maker/painter").returncode == 1
+    folder = Path(run("models", "pull", "maker/painter").stdout.splitlines()[-1])
+    assert "✓" in run("models", "verify", "maker/painter").stdout
+    shown = json.loads(run("models", "show", "maker/painter", "--json").stdout)
+    assert (shown["family"], shown["path"], shown["licence"]) == ("sdxl", str(folder), "CreativeML Open RAIL++-M July 26, 2023")
+    assert shown["it asks a host"]
+    assert "licence" in run("models", "show", "maker/painter").stdout
+    file = folder / "vae" / "config.json"
+    file.write_text(file.read_text() + " ")
+    (folder / "unet" / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    damaged = run("models", "verify", "maker/painter")
+    assert damaged.returncode == 1
+    assert "vae/config.json is not what the hub stated" in damaged.stdout
+    assert "unet/diffusion_pytorch_model.fp16.safetensors is missing" in damaged.stdout
+    assert "darkroom models remove maker/painter && darkroom models pull maker/painter" in damaged.stderr
+    assert run("models", "remove", "maker/painter").returncode == 1  # not asked, not removed
+    assert folder.exists()
+    assert run("models", "remove", "maker/painter", "--yes").returncode == 0
+    assert not folder.exists()
+    assert "maker/painter" not in run("models", "list").stdout
