@@ -73,8 +73,9 @@ class Calls:
                 return {"public_id": arguments["public_id"], "revoked": True}
             case "licence accept":
                 return asdict(await self._licences.accept(self._cards(arguments["model"])))
-            case "licence accepted":
-                return await self._licences.is_accepted(self._cards(arguments["model"]))
+            case "licence show":
+                card = self._cards(arguments["model"])
+                return {"model": card.name, **asdict(card.licence)}
         raise Unavailable(f"the server knows no call {call!r}; is it of another version?")
 
 

@@ -24,7 +24,6 @@ class Opened:
     database: Any
     access: Any
     licences: Any
-    calls: Any
 
 
 def card_of(name: str, settings: Settings) -> ModelCard:
@@ -51,7 +50,7 @@ def bring(settings: Settings) -> ModelCard:
 @asynccontextmanager
 async def built(settings: Settings, card: ModelCard) -> AsyncIterator[tuple[Any, Callable[[], Any]]]:
     """Everything that routes need, joined; the second value starts and ends the Worker and the admin socket."""
-    from darkroom.admin import listening
+    from darkroom.admin import Calls, listening
     from darkroom.gallery.local import LocalGallery
     from darkroom.http.desk import Desk
     from darkroom.jobs import Jobs
@@ -65,12 +64,14 @@ async def built(settings: Settings, card: ModelCard) -> AsyncIterator[tuple[Any,
         worker = LocalWorker([card], settings)
         jobs = Jobs(JobStore(rows.database), LocalGallery(settings.data_dir / "pictures"), worker, settings.max_queue)
         await jobs.recover()
+        # a model that is served by its path is known to its operator, and to clients, by its name
+        calls = Calls(rows.access, rows.licences, lambda name: card if name == card.name else card_of(name, settings))
 
         @asynccontextmanager
         async def starting() -> AsyncIterator[None]:
             await worker.start()
             try:
-                async with listening(settings.data_dir, rows.calls):
+                async with listening(settings.data_dir, calls):
                     yield
             finally:
                 await worker.close()
@@ -82,7 +83,6 @@ async def built(settings: Settings, card: ModelCard) -> AsyncIterator[tuple[Any,
 async def opened(settings: Settings) -> AsyncIterator[Opened]:
     """The database, opened, and what stands on it."""
     from darkroom.access import Access, read_pepper
-    from darkroom.admin import Calls
     from darkroom.licences import Licences
     from darkroom.store.access import AccessStore
     from darkroom.store.database import Database
@@ -93,7 +93,7 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
     try:
         await database.open()
         access, licences = Access(AccessStore(database), read_pepper(settings.data_dir)), Licences(LicenceStore(database))
-        yield Opened(database, access, licences, Calls(access, licences, lambda name: card_of(name, settings)))
+        yield Opened(database, access, licences)
         await access.close()
     finally:
         await database.close()
@@ -112,7 +112,9 @@ def call(data_dir: Path | None, name: str, /, **arguments: Any) -> Any:
 
 
 async def _call_rows(settings: Settings, name: str, arguments: dict[str, Any]) -> Any:
+    from darkroom.admin import Calls
+
     async with opened(settings) as rows:
         if not await rows.access.services():
             await rows.access.create_service("default", (card_of(settings.model, settings).name,))
-        return await rows.calls.answer(name, arguments)
+        return await Calls(rows.access, rows.licences, lambda model: card_of(model, settings)).answer(name, arguments)

@@ -104,12 +104,12 @@ def models_verify(name: str, data_dir: DataDir = None) -> None:
 @models_app.command("accept")
 def models_accept(name: str, data_dir: DataDir = None, yes: Yes = False, as_json: Json = False) -> None:
     """Show what a model's licence asks of whoever serves it to others, and accept it."""
-    card = card_of(name, settings_of(data_dir=data_dir))
-    if not card.licence.asks:
-        typer.echo(f"the licence of {card.name} ({card.licence.name}) asks nothing of a host")
+    licence = call(data_dir, "licence show", model=name)
+    if not licence["asks"]:
+        typer.echo(f"the licence of {licence['model']} ({licence['name']}) asks nothing of a host")
         return
-    typer.echo(f"{card.name} is under the {card.licence.name} ({card.licence.version}): {card.licence.url}\nServing it to others, you must", err=True)
-    for line in card.licence.asks:
+    typer.echo(f"{licence['model']} is under the {licence['name']} ({licence['version']}): {licence['url']}\nServing it to others, you must", err=True)
+    for line in licence["asks"]:
         typer.echo(f"  - {line}", err=True)
     if not yes and not typer.confirm("Have you read the licence, and do you accept it?", err=True):
         raise failure("the licence was not accepted")
