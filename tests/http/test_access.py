@@ -105,6 +105,7 @@ def test_a_client_that_leaves_stops_the_work(server: Server) -> None:
 
 def test_missing_weights_are_a_503_that_says_the_command(serve: Callable[..., Server]) -> None:
     server = serve("--model", "stable-diffusion-xl-base-1.0", HF_HUB_OFFLINE="1")
+    assert server.cli("models", "accept", "stable-diffusion-xl-base-1.0", "--yes").returncode == 0
     reply = server.generate()
     assert "darkroom models pull stable-diffusion-xl-base-1.0" in errors(reply, 503)["errors"][0]
     assert reply.headers["Retry-After"]
