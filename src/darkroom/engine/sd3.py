@@ -19,7 +19,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderMo
 from darkroom.engine.family import Plan, Text
 from darkroom.engine.prompts import cut_note, cut_word, token_ids
 from darkroom.engine.sigmas import FlowSchedule
-from darkroom.engine.weights import here, how_to_open, names_in, refuse_gaps
+from darkroom.engine.weights import SD3_BLOCKS, here, how_to_open, names_in, open_single_file, refuse_gaps
 from darkroom.errors import Unsupported
 from darkroom.types import Params
 
@@ -33,7 +33,6 @@ NETS: dict[str, Any] = {
 }
 TOKENIZERS: dict[str, Any] = {"tokenizer": CLIPTokenizer, "tokenizer_2": CLIPTokenizer, "tokenizer_3": T5Tokenizer}
 IN_SINGLE_FILE = {"text_encoder": "text_encoders.clip_l.", "text_encoder_2": "text_encoders.clip_g.", T5: "text_encoders.t5xxl."}
-ORIGINAL_BLOCKS = ("model.diffusion_model.joint_blocks.", "joint_blocks.")  # names that only SD 3.x's transformer has
 T5_TOKENS = 256  # diffusers' max_sequence_length: another number gives other pictures
 SIDES = 64  # pictures have sides in multiples of this
 
@@ -74,8 +73,8 @@ class SD3:
     @staticmethod
     def check_single_file(file: Path) -> None:
         """Refuse by its header alone what is no file of SD 3.x."""
-        if not any(name.startswith(ORIGINAL_BLOCKS) for name in names_in(file)):
-            raise Unsupported(f"{file.name} is not an SD 3.x checkpoint in the original layout: it has no {ORIGINAL_BLOCKS[0]}")
+        if not any(name.startswith(SD3_BLOCKS) for name in names_in(file)):
+            raise Unsupported(f"{file.name} is not an SD 3.x checkpoint in the original layout: it has no {SD3_BLOCKS[0]}")
 
     @classmethod
     def load_single_file(cls, file: Path, config: Path, device: torch.device, dtype: torch.dtype) -> SD3:
@@ -85,14 +84,7 @@ class SD3:
 
         _refuse_unknown(config)
         schedule = FlowSchedule.read(config)
-        encoders = _beside(file, config, dtype)
-        try:
-            pipe = StableDiffusion3Pipeline.from_single_file(str(file), config=str(config), dtype=dtype, local_files_only=True, **encoders)
-        except (KeyError, NotImplementedError) as error:  # a name that diffusers looks up, or a weight that stayed without values
-            raise Unsupported(f"{file.name}: weights that its configs ask for are missing") from error
-        nets = {name: getattr(pipe, name) for name in NETS if getattr(pipe, name) is not None}
-        for name, net in nets.items():
-            refuse_gaps(name, [key for key, weight in net.named_parameters() if weight.is_meta])
+        pipe, nets = open_single_file(StableDiffusion3Pipeline, NETS, file, config, dtype, **_beside(file, config, dtype))
         return cls(nets, [getattr(pipe, name) for name in TOKENIZERS], schedule, device, dtype)
 
     def plan(self, params: Params) -> Plan:

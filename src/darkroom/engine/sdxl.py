@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from darkroom.engine.family import Plan, Text
 from darkroom.engine.prompts import cut_note, token_ids
 from darkroom.engine.sigmas import SigmaSchedule
-from darkroom.engine.weights import how_to_open, names_in, refuse_gaps
+from darkroom.engine.weights import how_to_open, names_in, open_single_file, refuse_gaps
 from darkroom.errors import Unsupported
 from darkroom.types import Params
 
@@ -90,13 +90,7 @@ class SDXL:
 
         index, schedule, tokenizers = _read_configs(config)
         known = {"tokenizer": tokenizers[0], "tokenizer_2": tokenizers[1], "add_watermarker": False}
-        try:
-            pipe = StableDiffusionXLPipeline.from_single_file(str(file), config=str(config), dtype=dtype, local_files_only=True, **known)
-        except (KeyError, NotImplementedError) as error:  # a name that diffusers looks up, or a weight that stayed without values
-            raise Unsupported(f"{file.name}: weights that its configs ask for are missing") from error
-        nets = {name: getattr(pipe, name) for name in NETS}
-        for name, net in nets.items():
-            refuse_gaps(name, [key for key, weight in net.named_parameters() if weight.is_meta])
+        _, nets = open_single_file(StableDiffusionXLPipeline, NETS, file, config, dtype, **known)
         return cls(nets, tokenizers, schedule, device, dtype, index.get("force_zeros_for_empty_prompt", True))
 
     def plan(self, params: Params) -> Plan:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from darkroom.errors import ModelUnavailable, NotFound, Unsupported
-from darkroom.models.catalogue import COMPLETE, asked_by, family_of, folder_for, pull_command, resolve
+from darkroom.models.cards import family_of
+from darkroom.models.catalogue import COMPLETE, asked_by, folder_for, pull_command, resolve
 from darkroom.types import ModelCard
 
 # Hub repositories also hold ONNX, OpenVINO and single-file copies, so what to fetch is named by component.

@@ -1,0 +1,76 @@
+"""What a model on this machine says of itself: a diffusers folder or a single file, read into its ModelCard."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from darkroom.engine.weights import SD3_BLOCKS
+from darkroom.errors import NotFound, Unsupported
+from darkroom.models.licences import stated
+from darkroom.types import ModelCard
+
+FAMILIES = {
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+    "StableDiffusion3Img2ImgPipeline": "sd3",
+}
+MAX_HEAD = 100_000_000  # bytes that safetensors allows its header
+LATENT_PIXELS = 8  # a side of the square of pixels that one latent of SD 3.x's autoencoder stands for
+STATED = ("name", "default_side", "max_side", "default_steps", "min_steps", "max_steps", "default_cfg", "parameters", "disk_bytes")
+
+
+def card_at(path: Path) -> ModelCard:
+    """The card of a diffusers folder or a .safetensors file. Raises NotFound or Unsupported."""
+    if path.is_dir():
+        if not (path / "model_index.json").exists():
+            raise NotFound(f"{path.name} is not a diffusers folder: it has no model_index.json")
+        return read_card(path)
+    if path.suffix != ".safetensors":
+        raise NotFound(f"{path.name} is neither a diffusers folder nor a .safetensors file")
+    return ModelCard(path.stem, _family_of(path), str(path))
+
+
+def family_of(folder: Path) -> str:
+    """The family of a diffusers folder. Raises Unsupported."""
+    index = json.loads((folder / "model_index.json").read_text())
+    family = FAMILIES.get(index.get("_class_name", ""))
+    if family is None:
+        raise Unsupported(f"{folder.name}/model_index.json: _class_name must be one of {', '.join(FAMILIES)}, got {index.get('_class_name')!r}")
+    return family
+
+
+def read_card(folder: Path) -> ModelCard:
+    """The card of a diffusers folder; a darkroom.json in it may say more than model_index.json does."""
+    family = family_of(folder)
+    own = json.loads((folder / "darkroom.json").read_text()) if (folder / "darkroom.json").exists() else {}
+    language = own.get("language", {})
+    fields = _bounds(folder, family) | {field: own[field] for field in STATED if field in own}
+    if "license" in own:
+        fields["licence"] = stated(own["license"])
+    return replace(
+        ModelCard(folder.name, family, str(folder)),
+        words=frozenset(language.get("words", ())), hint=language.get("hint", ""), examples=tuple(own.get("examples", ())), **fields,
+    )  # fmt: skip
+
+
+def _bounds(folder: Path, family: str) -> dict[str, int]:
+    """SD 3.x's transformer knows positions up to pos_embed_max_size patches a side, which may be fewer than a card allows."""
+    if family != "sd3":
+        return {}
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    most = (config.get("pos_embed_max_size") or ModelCard.max_side) * config.get("patch_size", 2) * LATENT_PIXELS
+    return {"max_side": min(most // 64 * 64, ModelCard.max_side)}
+
+
+def _family_of(file: Path) -> str:
+    """The family of a single file, by the names of its weights, which stand as JSON at its head. A broken file counts as
+    SDXL: whoever opens it refuses it."""
+    try:
+        with file.open("rb") as head:
+            names = list(json.loads(head.read(min(int.from_bytes(head.read(8), "little"), MAX_HEAD))))
+    except (ValueError, TypeError, RecursionError):
+        return "sdxl"
+    return "sd3" if any(str(name).startswith(SD3_BLOCKS) for name in names) else "sdxl"
