@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 leaves the choice to torch")
     exact: bool = Field(False, description="bit-equal pictures whoever shares the batch, at the price of speed")
+    max_lora_bytes: int = Field(2 * 2**30, ge=0, description="bytes of LoRAs kept in memory for later requests, beside those in use")
     max_rows: int = Field(16, ge=2, description="rows of one forward pass at most (a guided sample takes two)")
     max_queue: int = Field(64, ge=1, description="jobs that wait or run at once; more are answered with 429")
     max_concurrent: int = Field(256, ge=1, description="open requests at once; more are answered with 429")

@@ -23,12 +23,21 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
+class Lora:
+    """A LoRA asked for: the name of its file, and how strongly it acts (1 as it was trained, below 0 the other way)."""
+
+    name: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Params:
     """What a person asked for, checked once at the door.
 
     seed is drawn already (1 to MAX_SEED). image, where there is one, is the init picture as raw RGB of exactly
     height x width x 3 bytes, and control_strength (0 to 1, 1 keeps the picture) goes with it; both None mean text
-    to image. The strength is a Decimal, because the number of steps is computed in decimal.
+    to image. The strength is a Decimal, because the number of steps is computed in decimal. loras stand in the order of
+    their names, each once.
     """
 
     model: str
@@ -41,6 +50,7 @@ class Params:
     seed: int = 1
     image: bytes | None = field(default=None, repr=False)
     control_strength: Decimal | None = None
+    loras: tuple[Lora, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -216,6 +226,19 @@ class ModelCard:
     words: frozenset[str] = frozenset()
     hint: str = ""
     examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoraCard:
+    """What a LoRA file is, by its head alone: the families whose models it may be for (both, where it changes text encoders
+    alone), its format (`kohya` or `diffusers`), its largest rank, its bytes. `fault` says why it cannot be used, or is empty."""
+
+    name: str
+    families: tuple[str, ...] = ()
+    format: str = ""
+    rank: int = 0
+    bytes: int = 0
+    fault: str = ""
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,9 @@ def with_scheduler(checkpoint: Path, folder: Path, config: dict) -> Path:
 
 
 class Lab:
-    """One checkpoint, opened by diffusers and by us."""
+    """One checkpoint, opened by diffusers and by us; LoRAs come from the folder `loras`."""
+
+    loras = Path("loras")
 
     def __init__(self, folder: Path):
         self.family, self.text_to_image, self.image_to_image = self.open(folder)
@@ -116,7 +118,7 @@ class Lab:
     def engine(self, exact: bool = False) -> Engine:
         """An engine whose clock lets every step take as long as any other, so that batches always grow."""
         ticks = itertools.count()
-        return Engine({"tiny": Runner(self.family)}, CostModel(), exact=exact, clock=lambda: next(ticks) * 0.01)
+        return Engine({"tiny": Runner(self.family, self.loras)}, CostModel(), exact=exact, clock=lambda: next(ticks) * 0.01)
 
     def ours(self, *submissions: tuple[int, Params], exact: bool = False) -> list[np.ndarray]:
         """Pictures in order; each Params joins at the turn it is given with. The batches' row counts are kept in `rows`."""

@@ -14,6 +14,7 @@ from darkroom.engine.messages import Cancel, Message, Stop, Submit
 from darkroom.engine.runner import Runner
 from darkroom.engine.sample import Batch, BatchKey, Sample
 from darkroom.engine.scheduler import Scheduler
+from darkroom.errors import DarkroomError
 from darkroom.types import Cancelled, Event, Failed, Finished, Params, Progress, Queued
 
 log = structlog.get_logger("engine")
@@ -82,9 +83,9 @@ class Engine:
                 self._stopped = True
 
     def _admit(self, job_id: str, params: Params) -> None:
-        family = self._runners[params.model].family
-        steps = len(family.plan(params).table)
-        key = BatchKey(params.model, params.height, params.width, str(family.dtype).removeprefix("torch."))
+        runner = self._runners[params.model]
+        steps, dtype = len(runner.family.plan(params).table), str(runner.family.dtype).removeprefix("torch.")
+        key = BatchKey(params.model, params.height, params.width, dtype, runner.lora_keys(params.loras))
         sample = Sample(job_id, params, key, steps, 2 if params.cfg > 1 else 1, arrived=self._clock())
         if steps:
             self.scheduler.add(sample)
@@ -171,6 +172,10 @@ class Engine:
         try:
             work()
             return True
+        except DarkroomError as error:
+            if fail:
+                self._events += [Failed(job_id, error.name, str(error), error.status, error.retry_after) for job_id in job_ids]
+            return False
         except Exception as error:
             log.error("a pass failed", jobs=job_ids, error=repr(error), trace=traceback.format_exc())
             if fail:

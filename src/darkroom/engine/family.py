@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from darkroom.engine.lora_names import Layers
 from darkroom.types import Params
 
 
@@ -34,8 +36,11 @@ class Plan:
 
 
 class Family(Protocol):
-    """The nets of one checkpoint. One thread owns them; every call belongs to it."""
+    """The nets of one checkpoint. One thread owns them; every call belongs to it. `nets` are those that a LoRA may change, by
+    diffusers' names of components."""
 
+    name: str
+    nets: Mapping[str, torch.nn.Module]
     dtype: torch.dtype
     device: torch.device
     latent_channels: int
@@ -55,3 +60,6 @@ class Family(Protocol):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [n, c, h, w] to pictures [n, 3, 8h, 8w] in -1..1, fp32, not clamped."""
+
+    def from_kohya(self, layers: Layers) -> Layers:
+        """A LoRA's layers by kohya's names to `net.module` of `nets`. Raises Unfit (`lora_header.py`) or what diffusers' converter raises."""

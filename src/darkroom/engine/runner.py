@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from darkroom.engine import samplers
 from darkroom.engine.family import Family, Plan, Text
-from darkroom.engine.sample import Batch, Sample
-from darkroom.types import Params
+from darkroom.engine.loras import Loras, LoraSet, laid
+from darkroom.engine.sample import Batch, LoraKey, Sample
+from darkroom.types import Lora, Params
 
 PROMPT_BYTES = 160e6  # of encoded prompts kept; in fp32 an SDXL one takes 0.6 MB, an SD 3.x one 5.5 MB
 
@@ -25,6 +28,7 @@ class State:
     text: Text
     negative: Text | None
     generator: torch.Generator
+    loras: LoraSet
     denoised: torch.Tensor | None = None
 
 
@@ -32,18 +36,24 @@ class Runner:
     """The only user of the nets. Noise is drawn on the CPU in fp32, a generator for each Sample, so that a seed gives the
     same noise on every device and in any company."""
 
-    def __init__(self, family: Family):
+    def __init__(self, family: Family, lora_folder: Path = Path("loras"), max_lora_bytes: int = 0):
         self.family = family
-        self._texts: OrderedDict[str, Text] = OrderedDict()
+        self._loras = Loras(family, lora_folder, max_lora_bytes)
+        self._texts: OrderedDict[tuple[str, tuple[LoraKey, ...]], Text] = OrderedDict()
+
+    def lora_keys(self, loras: Sequence[Lora]) -> tuple[LoraKey, ...]:
+        """Which files these LoRAs are now. Raises Invalid for one that is gone."""
+        return self._loras.keys(loras)
 
     @torch.inference_mode()
     def prepare(self, sample: Sample, plan: Plan) -> None:
-        """Encode text and image and draw the start of a Sample."""
-        params = sample.params
-        text = self._encode(params.prompt)
-        negative = self._unconditional(params.negative_prompt, text) if sample.rows == 2 else None
+        """Load the LoRAs of a Sample, encode its text and image, draw its start. Raises Invalid or Unavailable for a LoRA."""
+        params, loras = sample.params, self._loras.fetch(sample.key.loras)
+        with laid(loras.encoders):
+            text = self._encode(params.prompt, loras)
+            negative = self._encode(params.negative_prompt, loras, like=text) if sample.rows == 2 else None
         generator = torch.Generator("cpu").manual_seed(params.seed)
-        sample.state = State(plan, self._start(params, plan, generator), text, negative, generator)
+        sample.state = State(plan, self._start(params, plan, generator), text, negative, generator, loras)
 
     @torch.inference_mode()
     def denoise(self, batch: Batch) -> None:
@@ -52,7 +62,8 @@ class Runner:
         states: list[State] = [sample.state for sample in samples]
         row = self._rows(samples)
         x = torch.cat([state.latents for state in states])
-        out = self._guided(samples, states, x * row[:, samplers.C_IN].view(-1, 1, 1, 1), row[:, samplers.T])
+        with laid(states[0].loras.denoiser):  # one key, so all have the same
+            out = self._guided(samples, states, x * row[:, samplers.C_IN].view(-1, 1, 1, 1), row[:, samplers.T])
         x, denoised = samplers.advance(x, out, row, self._before(samples, states), self._noise(samples, states))
         for i, state in enumerate(states):
             state.latents, state.denoised = x[i : i + 1], denoised[i : i + 1]
@@ -65,16 +76,15 @@ class Runner:
         pixels = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return [(p * 255).round().astype(np.uint8) if ok else None for p, ok in zip(pixels, finite, strict=True)]
 
-    def _encode(self, prompt: str) -> Text:
-        if prompt not in self._texts:
-            self._texts[prompt] = text = self.family.encode_prompt(prompt)
+    def _encode(self, prompt: str, loras: LoraSet, like: Text | None = None) -> Text:
+        """Encoded, or from the cache; an empty prompt is the unconditional of `like`."""
+        key = (prompt, loras.heard)
+        if key not in self._texts:
+            self._texts[key] = text = self.family.encode_prompt(prompt, like)
             if len(self._texts) * text.hidden.nbytes > PROMPT_BYTES:  # all have one shape
                 self._texts.popitem(last=False)
-        self._texts.move_to_end(prompt)
-        return self._texts[prompt]
-
-    def _unconditional(self, negative_prompt: str, text: Text) -> Text:
-        return self._encode(negative_prompt) if negative_prompt else self.family.encode_prompt("", like=text)
+        self._texts.move_to_end(key)
+        return self._texts[key]
 
     def _start(self, params: Params, plan: Plan, generator: torch.Generator) -> torch.Tensor:
         scale = self.family.latent_scale

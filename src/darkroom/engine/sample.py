@@ -9,6 +9,15 @@ from darkroom.types import Params
 
 
 @dataclass(frozen=True)
+class LoraKey:
+    """A LoRA as it lay in its folder when it was asked for; another file under the same name has another version."""
+
+    name: str
+    scale: float
+    version: str
+
+
+@dataclass(frozen=True)
 class BatchKey:
     """What Samples must have in common to share a forward pass, and nothing else. Sides in pixels."""
 
@@ -16,7 +25,7 @@ class BatchKey:
     height: int
     width: int
     dtype: str = "float32"
-    loras: tuple[str, ...] = ()
+    loras: tuple[LoraKey, ...] = ()
 
 
 @dataclass(eq=False)

@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from darkroom.engine.family import Plan, Text
+from darkroom.engine.lora_names import Layers, sd3_from_kohya
 from darkroom.engine.prompts import cut_note, cut_word, token_ids
 from darkroom.engine.sigmas import FlowSchedule
 from darkroom.engine.weights import SD3_BLOCKS, here, how_to_open, names_in, open_single_file, refuse_gaps
@@ -40,11 +41,14 @@ SIDES = 64  # pictures have sides in multiples of this
 class SD3:
     """The nets of one SD 3.x checkpoint in eager PyTorch: the reference backend. Without T5 its place is filled with zeros."""
 
+    name = "sd3"
+
     def __init__(self, nets: dict[str, Any], tokenizers: list[Any], schedule: FlowSchedule, device: torch.device, dtype: torch.dtype):
         _refuse(nets)
         self.dtype, self.device, self.schedule = dtype, device, schedule
         self.transformer, self.vae = nets["transformer"], nets["vae"]
         self._encoders = [nets["text_encoder"], nets["text_encoder_2"]]
+        self.nets = {name: net for name, net in nets.items() if name != "vae"}
         self._t5 = nets.get(T5)
         self._clip_tokenizers, self._t5_tokenizer = tokenizers[:2], tokenizers[2] if self._t5 else None
         self._clip_tokens = tokenizers[0].model_max_length
@@ -54,7 +58,6 @@ class SD3:
         self.latent_channels = self.transformer.config.in_channels
         self.latent_scale = _latent_scale(self.vae)
         self._patch = self.latent_scale * self.transformer.config.patch_size  # in pixels
-        self._empty: Text | None = None
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> SD3:
@@ -101,11 +104,16 @@ class SD3:
         return Plan(self.schedule.plan(steps, tokens, start), 1 - sigma, sigma)
 
     def encode_prompt(self, prompt: str, like: Text | None = None) -> Text:
-        """The empty prompt is encoded like any other, once."""
-        if prompt:
-            return self._encode(prompt)
-        self._empty = self._empty or self._encode("")
-        return self._empty
+        """CLIP's two hidden states side by side, padded to T5's width, then T5's below them: [1, 77 + 256, d]. The empty
+        prompt is encoded like any other."""
+        hidden, pooled = [], []
+        for tokenizer, encoder in zip(self._clip_tokenizers, self._encoders, strict=True):
+            out = encoder(token_ids(tokenizer, self._clip_tokens, prompt, self.device), output_hidden_states=True)
+            hidden.append(out.hidden_states[-2])
+            pooled.append(out.text_embeds)
+        clip, t5 = torch.cat(hidden, dim=-1), self._encode_t5(prompt)
+        clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
+        return Text(torch.cat([clip.to(self.dtype), t5], dim=-2), torch.cat(pooled, dim=-1).to(self.dtype), self._note(prompt))
 
     def encode_image(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         pixels = pixels.to(self.device, self.vae.dtype, memory_format=torch.channels_last)
@@ -122,16 +130,8 @@ class SD3:
         z = latents / config.scaling_factor + config.shift_factor
         return self.vae.decode(z.to(self.vae.dtype, memory_format=torch.channels_last), return_dict=False)[0].float()
 
-    def _encode(self, prompt: str) -> Text:
-        """CLIP's two hidden states side by side, padded to T5's width, then T5's below them: [1, 77 + 256, d]."""
-        hidden, pooled = [], []
-        for tokenizer, encoder in zip(self._clip_tokenizers, self._encoders, strict=True):
-            out = encoder(token_ids(tokenizer, self._clip_tokens, prompt, self.device), output_hidden_states=True)
-            hidden.append(out.hidden_states[-2])
-            pooled.append(out.text_embeds)
-        clip, t5 = torch.cat(hidden, dim=-1), self._encode_t5(prompt)
-        clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
-        return Text(torch.cat([clip.to(self.dtype), t5], dim=-2), torch.cat(pooled, dim=-1).to(self.dtype), self._note(prompt))
+    def from_kohya(self, layers: Layers) -> Layers:
+        return sd3_from_kohya(layers, self.nets)
 
     def _encode_t5(self, prompt: str) -> torch.Tensor:
         if self._t5 is None:

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from darkroom.engine.family import Plan, Text
+from darkroom.engine.lora_names import Layers, sdxl_from_kohya
 from darkroom.engine.prompts import cut_note, token_ids
 from darkroom.engine.sigmas import SigmaSchedule
 from darkroom.engine.weights import how_to_open, names_in, open_single_file, refuse_gaps
@@ -38,6 +39,8 @@ ORIGINAL_KEYS = (
 class SDXL:
     """The nets of one SDXL checkpoint in eager PyTorch: the reference backend."""
 
+    name = "sdxl"
+
     def __init__(
         self, nets: dict[str, Any], tokenizers: list[Any], schedule: SigmaSchedule, device: torch.device, dtype: torch.dtype,
         zeros_for_empty: bool = True,
@@ -47,6 +50,7 @@ class SDXL:
         self._tokenizers = tokenizers
         self.unet, self.vae = nets["unet"], nets["vae"]
         self._encoders = [nets["text_encoder"], nets["text_encoder_2"]]
+        self.nets = {name: net for name, net in nets.items() if name != "vae"}
         _refuse(self.unet.config, self.vae.config)
         # fp16 overflows in SDXL's autoencoder: NaN, a black picture
         self._vae_dtype = torch.float32 if self.vae.config.force_upcast else dtype
@@ -134,6 +138,9 @@ class SDXL:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         z = (latents / self._scale + self._shift).to(self._vae_dtype, memory_format=torch.channels_last)
         return self.vae.decode(z, return_dict=False)[0].float()
+
+    def from_kohya(self, layers: Layers) -> Layers:
+        return sdxl_from_kohya(layers, self.unet.config)
 
 
 def _read_configs(folder: Path) -> tuple[dict[str, Any], SigmaSchedule, list[Any]]:

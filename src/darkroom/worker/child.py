@@ -46,7 +46,7 @@ def _build(order: Order, send: Callable[[Any], None]) -> tuple[Any, CostModel, W
     from darkroom.engine.runner import Runner
 
     use_threads(order.threads)
-    runners = {card.name: Runner(load_family(card, order.device, order.dtype)) for card in order.cards}
+    runners = {card.name: Runner(load_family(card, order.device, order.dtype), order.loras, order.max_lora_bytes) for card in order.cards}
     cost = CostModel(order.costs)
     engine = Engine(runners, cost, order.max_rows, order.exact, started=lambda job_id: send(Started(job_id)))
     family = next(iter(runners.values())).family

@@ -24,6 +24,7 @@ from darkroom.engine.cost import CostModel
 from darkroom.engine.messages import Cancel, Stop, Submit
 from darkroom.engine.sample import BatchKey
 from darkroom.models.catalogue import pull_command
+from darkroom.models.loras import LORAS
 from darkroom.settings import Settings
 from darkroom.types import FINAL, Cancelled, Event, Failed, ModelCard, Params, Progress, WorkerState
 from darkroom.worker.wire import Costs, Order, Started
@@ -124,8 +125,12 @@ class LocalWorker:
         self._connection = Connection(ours.detach())
         cards = tuple(card for card in self._cards.values() if card.path)
         self._state = WorkerState("loading")
-        costs = settings.data_dir / "costs.json"
-        self._send(Order(cards, settings.device, settings.dtype, settings.threads, settings.max_rows, settings.exact, costs))
+        data = settings.data_dir
+        order = Order(
+            cards, settings.device, settings.dtype, settings.threads, settings.max_rows, settings.exact, data / "costs.json",
+            data / LORAS, settings.max_lora_bytes,
+        )  # fmt: skip
+        self._send(order)
         threading.Thread(target=self._read, args=(self._connection, self._process), daemon=True).start()
         assert self._loop is not None
         self._loop.call_later(settings.load_timeout, self._check_load, self._process)

@@ -19,6 +19,8 @@ class Order:
     max_rows: int
     exact: bool
     costs: Path
+    loras: Path
+    max_lora_bytes: int
 
 
 @dataclass(frozen=True)
