@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from typing import Any
 
@@ -11,17 +12,21 @@ from hypothesis import strategies as st
 
 from darkroom.checks import IMAGE_TO_IMAGE, MAX_TEXT, check
 from darkroom.errors import Invalid
-from darkroom.types import MAX_SEED, ModelCard
+from darkroom.types import MAX_SEED, Lora, LoraCard, ModelCard
 
 CARD = ModelCard("any", "sdxl", None, max_side=1024)
 PIXELS = 2**20
+LORAS = {
+    "a": LoraCard("a", ("sdxl",), "kohya", 4), "b": LoraCard("b", ("sdxl", "sd3"), "kohya", 4), "other": LoraCard("other", ("sd3",), "diffusers", 4),
+    "bad": LoraCard("bad", fault="it is cut off"),
+}  # fmt: skip
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40) | st.sampled_from(["30", "0x10", "1e2", "NaN", "٣", "1_0", " 30 "])
 VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_size=5), SCALARS, max_size=3)
 FIELDS = st.sampled_from(IMAGE_TO_IMAGE) | st.text(max_size=12)
 
 
 def asked(raw: dict[str, Any], textual: bool = False, image: bool = True) -> Any:
-    return check(raw, CARD, PIXELS, textual=textual, image_to_image=image)
+    return check(raw, CARD, PIXELS, textual=textual, image_to_image=image, loras=LORAS)
 
 
 def asked_or_refused(raw: dict[str, Any], textual: bool, image: bool) -> Any:
@@ -101,3 +106,69 @@ def test_a_card_brings_its_own_limits() -> None:
     assert (plain.steps, plain.cfg) == (1, 0.0)
     with pytest.raises(Invalid, match="between 1 and 4, got 30"):
         check({"prompt": "a cat", "steps": 30}, turbo, PIXELS, textual=False, image_to_image=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "means"),
+    [
+        ([], ()),
+        ([{"name": "a"}], (Lora("a", 1.0),)),
+        ([{"name": "b", "scale": -0.5}, {"name": "a", "scale": 10}], (Lora("a", 10.0), Lora("b", -0.5))),
+        ([{"name": "a", "scale": -0.0}], (Lora("a", 0.0),)),
+    ],
+)
+def test_loras_stand_in_the_order_of_their_names(given: list, means: tuple[Lora, ...]) -> None:
+    assert asked({"prompt": "a cat", "loras": given}).loras == means
+    assert asked({"prompt": "a cat", "loras": json.dumps(given)}, textual=True).loras == means
+    assert asked({"prompt": "a cat"}).loras == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "faults"),
+    [
+        (None, ["loras must be a list of at most 8 objects"]),
+        ("a", ["loras must be a list"]),
+        ({"name": "a"}, ["loras must be a list"]),
+        (["a"], ["loras must be a list"]),
+        ([{"name": "a"}] * 9, ["loras must be a list of at most 8"]),
+        ([{}], ["loras[0].name must be one of a, b"]),
+        ([{"name": 7}], ["loras[0].name must be one of a, b, got 7"]),
+        ([{"name": ["a"]}], ['loras[0].name must be one of a, b, got ["a"]']),
+        ([{"name": "../a"}], ['loras[0].name must be one of a, b, got "../a"']),
+        ([{"name": "bad"}], ["loras[0].name must be a LoRA that can be used; of this one, it is cut off"]),
+        ([{"name": "other"}], ['loras[0].name must be a LoRA for sdxl, not one for sd3, got "other"']),
+        ([{"name": "a"}, {"name": "a", "scale": 0.5}], ['loras[1].name must be given once, got "a" again']),
+        ([{"name": "a", "scale": "0.5"}], ['loras[0].scale must be a number between -10 and 10, got "0.5"']),
+        ([{"name": "a", "scale": 10.5}], ["loras[0].scale must be"]),
+        ([{"name": "a", "scale": True}], ["loras[0].scale must be"]),
+        ([{"name": "a", "scale": float("nan")}], ["loras[0].scale must be"]),
+        ([{"name": "a", "scale": None}], ["loras[0].scale must be"]),
+        ([{"name": "a", "scal": 1}], ['"scal" is not a field of loras[0]; the nearest is scale']),
+        ([{"name": "a"}, {"name": "x", "scale": 99, "weight": 1}], ['"weight" is not', 'loras[1].name must be one of a, b, got "x"', "loras[1].scale must be"]),
+    ],
+    ids=str,
+)
+def test_every_fault_of_loras_is_told_with_field_rule_and_value(given: Any, faults: list[str]) -> None:
+    with pytest.raises(Invalid) as caught:
+        asked({"prompt": "a cat", "loras": given})
+    assert len(caught.value.lines) == len(faults)
+    assert all(line.startswith(fault) for line, fault in zip(caught.value.lines, faults, strict=True))
+    assert caught.value.name == "invalid_loras"
+    with pytest.raises(Invalid) as caught:
+        asked({"prompt": "a cat", "loras": given, "steps": 7})
+    assert caught.value.name == "invalid_request"
+    assert len(caught.value.lines) == len(faults) + 1
+
+
+@pytest.mark.parametrize("text", ["", "a", "[", '{"name": "a"}', "[" * 9000, '[{"name": "a", "name": "b"}]', "7"])
+def test_loras_of_a_form_are_json(text: str) -> None:
+    with pytest.raises(Invalid, match=r"loras must be a list of at most 8 objects .* as JSON text, got"):
+        asked({"prompt": "a cat", "loras": text}, textual=True)
+
+
+def test_where_no_lora_fits_an_error_says_so_and_many_are_not_all_listed() -> None:
+    with pytest.raises(Invalid, match=r"the name of a LoRA that is here, and there is none for sdxl, got \"a\""):
+        check({"prompt": "a cat", "loras": [{"name": "a"}]}, CARD, PIXELS, textual=False, image_to_image=False)
+    many = {name: LoraCard(name, ("sdxl",)) for name in (f"n{i:03}" for i in range(50))}
+    with pytest.raises(Invalid, match="n019 and 30 more, got"):
+        check({"prompt": "a cat", "loras": [{"name": "a"}]}, CARD, PIXELS, textual=False, image_to_image=False, loras=many)

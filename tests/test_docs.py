@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from darkroom.checks import IMAGE_TO_IMAGE
-from darkroom.cli.models import models_app
+from darkroom.cli.models import lora_app, models_app
 from darkroom.models.catalogue import KNOWN
 from darkroom.settings import Settings
 
@@ -46,4 +46,5 @@ def test_the_table_of_models_is_the_catalogue() -> None:
 
 def test_every_models_command_is_in_the_table_of_commands() -> None:
     text = (ROOT / "docs" / "models.md").read_text()
-    assert set(re.findall(r"^\| `darkroom models (\w+)", text, re.MULTILINE)) == {command.name for command in models_app.registered_commands}
+    assert set(re.findall(r"^\| `darkroom models (\w+)", text, re.MULTILINE)) == {command.name for command in models_app.registered_commands} | {"lora"}
+    assert set(re.findall(r"^\| `darkroom models lora (\w+)", text, re.MULTILINE)) == {command.name for command in lora_app.registered_commands}

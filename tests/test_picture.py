@@ -15,7 +15,7 @@ from PIL import Image
 
 from darkroom.errors import Invalid, TooLarge, UnsupportedMedia
 from darkroom.picture import from_upload, output_size, to_png
-from darkroom.types import ModelCard, Params
+from darkroom.types import Lora, ModelCard, Params
 
 CARD = ModelCard("any", "sdxl", None, max_side=1024)
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=60)
@@ -98,3 +98,12 @@ def test_a_size_on_the_grid_stays_as_it_is() -> None:
     pixels, *size = from_upload(upload(picture), CARD, 10**6, 2**20)
     assert size == [256, 192]
     assert pixels == picture.tobytes()
+
+
+def test_loras_stand_in_the_text_as_in_the_web_ui_and_in_ours() -> None:
+    params = Params("demo-xl", "a cat", "a dog", 20, 128, 128, 7, 9, loras=(Lora("pixel-art", 0.8), Lora("sketch", -1.0)))
+    text = Image.open(io.BytesIO(to_png(noise(128, 128).tobytes(), params, 20))).text
+    assert text["parameters"].startswith("a cat <lora:pixel-art:0.8> <lora:sketch:-1>\nNegative prompt: a dog\nSteps: 20, ")
+    assert json.loads(text["darkroom"])["loras"] == [{"name": "pixel-art", "scale": 0.8}, {"name": "sketch", "scale": -1.0}]
+    text = Image.open(io.BytesIO(to_png(noise(128, 128).tobytes(), params, 20, with_prompt=False))).text
+    assert text["parameters"].startswith("<lora:pixel-art:0.8> <lora:sketch:-1>\nSteps: 20, ")

@@ -10,14 +10,19 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from types import MappingProxyType
 from typing import Any
 
 from darkroom.errors import Invalid
-from darkroom.types import MAX_SEED, ModelCard
+from darkroom.types import MAX_SEED, Lora, LoraCard, ModelCard
 
 MAX_TEXT = 10_000  # characters of a prompt
 MAX_CFG = 35
-TEXT_TO_IMAGE = ("model", "prompt", "negative_prompt", "steps", "height", "width", "cfg_scale", "seed")
+MAX_LORAS = 8  # of one picture
+MAX_SCALE = 10
+MAX_NAMES = 20  # that an error lists
+NONE: Mapping[str, LoraCard] = MappingProxyType({})
+TEXT_TO_IMAGE = ("model", "prompt", "negative_prompt", "steps", "height", "width", "cfg_scale", "seed", "loras")
 IMAGE_TO_IMAGE = (*TEXT_TO_IMAGE, "image", "control_strength")
 SHOWN = 60  # characters of a wrong value that an error repeats
 
@@ -34,18 +39,22 @@ class Asked:
     cfg: float
     seed: int
     control_strength: Decimal | None
+    loras: tuple[Lora, ...]
 
 
 class Wrong(Exception):
     """One rule that one field breaks."""
 
 
-def check(raw: Mapping[str, Any], card: ModelCard, max_pixels: int, textual: bool, image_to_image: bool) -> Asked:
-    """Fields as they came (`textual`: all are text, as in a form) to what they mean. Raises Invalid with every fault.
+def check(
+    raw: Mapping[str, Any], card: ModelCard, max_pixels: int, textual: bool, image_to_image: bool, loras: Mapping[str, LoraCard] = NONE
+) -> Asked:
+    """Fields as they came (`textual`: all are text, as in a form) to what they mean; `loras` are those that are here. Raises
+    Invalid with every fault.
 
     A seed of 0 is drawn here: 1 to MAX_SEED.
     """
-    faults: dict[str, str] = dict(_unknown(raw, IMAGE_TO_IMAGE if image_to_image else TEXT_TO_IMAGE))
+    faults: dict[str, str] = dict(_unknown(raw, IMAGE_TO_IMAGE if image_to_image else TEXT_TO_IMAGE, "this route"))
 
     def take(field: str, default: Any, rule: Callable[[Any], Any]) -> Any:
         try:
@@ -70,6 +79,7 @@ def check(raw: Mapping[str, Any], card: ModelCard, max_pixels: int, textual: boo
         cfg=take("cfg_scale", card.default_cfg, lambda value: float(_number(value, textual, 0, MAX_CFG))),
         seed=take("seed", 0, whole(0, MAX_SEED)) or 1 + secrets.randbelow(MAX_SEED),
         control_strength=take("control_strength", Decimal("0.35"), lambda value: _number(value, textual, 0, 1)) if image_to_image else None,
+        loras=_loras(raw["loras"], textual, card, loras, faults) if "loras" in raw else (),
     )
     if asked.width and asked.height and asked.width * asked.height > max_pixels and not {"width", "height"} & faults.keys():
         faults["width"] = f"width x height must be at most {max_pixels} pixels, got {asked.width} x {asked.height}"
@@ -80,7 +90,8 @@ def check(raw: Mapping[str, Any], card: ModelCard, max_pixels: int, textual: boo
 def refuse(faults: Mapping[str, str]) -> None:
     """Raise Invalid with every fault, if there is any; its name tells the field where it is one alone."""
     if faults:
-        name = f"invalid_{next(iter(faults))}" if len(faults) == 1 else "invalid_request"
+        fields = {"loras" if field.startswith("loras[") else field for field in faults}
+        name = f"invalid_{next(iter(fields))}" if len(fields) == 1 else "invalid_request"
         raise Invalid(*faults.values(), name=name if name.replace("_", "").isalnum() and name.isascii() and len(name) < 60 else "invalid_request")
 
 
@@ -93,11 +104,73 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
-def _unknown(raw: Mapping[str, Any], known: tuple[str, ...]) -> list[tuple[str, str]]:
+def _loras(value: Any, textual: bool, card: ModelCard, here: Mapping[str, LoraCard], faults: dict[str, str]) -> tuple[Lora, ...]:
+    """The LoRAs asked for, in the order of their names; what is wrong goes to `faults`."""
+    try:
+        listed = _objects(value, textual)
+    except Wrong as wrong:
+        faults["loras"] = f"loras must be {wrong}, got {shown(value)}"
+        return ()
+    found: dict[str, Lora] = {}
+    for i, fields in enumerate(listed):
+        lora = _lora(fields, f"loras[{i}]", card, here, faults)
+        if lora.name in found and f"loras[{i}].name" not in faults:
+            faults[f"loras[{i}].name"] = f"loras[{i}].name must be given once, got {shown(lora.name)} again"
+        found[lora.name] = lora
+    return tuple(found[name] for name in sorted(found))
+
+
+def _objects(value: Any, textual: bool) -> list[dict[str, Any]]:
+    """A list of JSON objects; in a form it is JSON as text."""
+    rule = f'a list of at most {MAX_LORAS} objects like {{"name": "a", "scale": 0.8}}{", as JSON text" if textual else ""}'
+    if textual:
+        try:
+            value = json.loads(value, object_pairs_hook=_once)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise Wrong(rule) from error
+    if not isinstance(value, list) or len(value) > MAX_LORAS or not all(isinstance(item, dict) for item in value):
+        raise Wrong(rule)
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("a name twice")
+    return dict(pairs)
+
+
+def _lora(fields: dict[str, Any], where: str, card: ModelCard, here: Mapping[str, LoraCard], faults: dict[str, str]) -> Lora:
+    """One of the list; without a name it has none, and `faults` says so."""
+    for field, fault in _unknown(fields, ("name", "scale"), where):
+        faults[f"{where}.{field}"] = fault
+    name, scale = fields.get("name"), fields.get("scale", 1)
+    try:
+        _usable(name, card, here)
+    except Wrong as wrong:
+        faults[f"{where}.name"] = f"{where}.name must be {wrong}" + (f", got {shown(name)}" if "name" in fields else "")
+    try:
+        return Lora(str(name), float(_number(scale, False, -MAX_SCALE, MAX_SCALE)))
+    except Wrong as wrong:
+        faults[f"{where}.scale"] = f"{where}.scale must be {wrong}, got {shown(scale)}"
+        return Lora(str(name))
+
+
+def _usable(name: Any, card: ModelCard, here: Mapping[str, LoraCard]) -> None:
+    fits = sorted(lora.name for lora in here.values() if card.family in lora.families)
+    if not isinstance(name, str) or name not in here:
+        more = f" and {len(fits) - MAX_NAMES} more" if len(fits) > MAX_NAMES else ""
+        raise Wrong(f"one of {', '.join(fits[:MAX_NAMES])}{more}" if fits else f"the name of a LoRA that is here, and there is none for {card.family}")
+    if here[name].fault:
+        raise Wrong(f"a LoRA that can be used; of this one, {here[name].fault}")
+    if name not in fits:
+        raise Wrong(f"a LoRA for {card.family}, not one for {here[name].families[0]}")
+
+
+def _unknown(raw: Mapping[str, Any], known: tuple[str, ...], where: str) -> list[tuple[str, str]]:
     faults = []
     for field in [f for f in raw if f not in known][:20]:
         near = difflib.get_close_matches(field[:100].lower(), known, n=1, cutoff=0.0)
-        faults.append((field, f"{shown(field)} is not a field of this route; the nearest is {near[0]}" if near else f"{shown(field)} is not a field"))
+        faults.append((field, f"{shown(field)} is not a field of {where}; the nearest is {near[0]}" if near else f"{shown(field)} is not a field"))
     return faults
 
 
@@ -126,7 +199,7 @@ def _number(value: Any, textual: bool, least: int, most: int) -> Decimal:
     if textual == isinstance(value, str) and not isinstance(value, bool) and isinstance(value, (str, int, float)):
         number = _decimal(value)
         if number is not None and least <= number <= most:
-            return abs(number)  # -0 is 0
+            return number or Decimal(0)  # -0 is 0
     raise Wrong(rule)
 
 

@@ -37,19 +37,22 @@ def described(params: Params, steps_run: int | None, with_prompt: bool = True) -
     text = {"prompt": params.prompt, "negative_prompt": params.negative_prompt} if with_prompt else {}
     control = params.control_strength
     strength = {} if control is None else {"control_strength": float(control), "strength": float(1 - control)}
+    loras = {"loras": [{"name": lora.name, "scale": lora.scale} for lora in params.loras]} if params.loras else {}
     return {
         "schema": 1, "model": params.model, **text, "seed": params.seed, "width": params.width, "height": params.height,
-        "steps": params.steps, "steps_run": steps_run, "cfg_scale": params.cfg, **strength, "versions": {"darkroom": __version__},
+        "steps": params.steps, "steps_run": steps_run, "cfg_scale": params.cfg, **strength, **loras, "versions": {"darkroom": __version__},
     }  # fmt: skip
 
 
 def _parameters_text(params: Params, with_prompt: bool) -> str:
-    """The text that AUTOMATIC1111's web UI introduced and most viewers read."""
+    """The text that AUTOMATIC1111's web UI introduced and most viewers read; LoRAs stand at the prompt's end, as there."""
     pairs = {"Steps": params.steps, "CFG scale": params.cfg, "Seed": params.seed, "Size": f"{params.width}x{params.height}"}
     pairs["Model"] = json.dumps(params.model) if set(params.model) & set(",:\n") else params.model
     if params.control_strength is not None:
         pairs["Denoising strength"] = float(1 - params.control_strength)
-    lines = [params.prompt] if with_prompt else []
+    tags = [f"<lora:{lora.name}:{lora.scale:.10g}>" for lora in params.loras]
+    first = " ".join([params.prompt, *tags] if with_prompt else tags)
+    lines = [first] if first else []
     if with_prompt and params.negative_prompt:
         lines.append(f"Negative prompt: {params.negative_prompt}")
     lines.append(", ".join(f"{k}: {v}" for k, v in {**pairs, "Version": f"darkroom {__version__}"}.items()))

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from darkroom.types import Lora
 
 from .original import unet_name
-from .sd3_lab import QUERIES, RENAMED, _renamed
+from .sd3_lab import QUERIES, RENAMED, renamed
 
 Change = tuple[torch.Tensor, torch.Tensor, float]  # down, up, alpha
 ATTENTION = r".*\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out|q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
@@ -99,7 +99,7 @@ def sd3_original(layers: dict[str, Change], blocks: int) -> dict[str, Change]:
             out[_flat(re.sub(pattern, new, module))] = (down, up, 3 * alpha)
         elif not re.search(r"\.(to_[qkv]|add_[qkv]_proj)$", module):
             swap = module in ("norm_out.linear", f"transformer_blocks.{blocks - 1}.norm1_context.linear")
-            out[_flat(_renamed(module, RENAMED))] = (down, torch.cat(up.chunk(2)[::-1]) if swap else up, alpha)
+            out[_flat(renamed(module, RENAMED))] = (down, torch.cat(up.chunk(2)[::-1]) if swap else up, alpha)
     return out
 
 

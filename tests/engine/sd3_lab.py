@@ -132,7 +132,7 @@ def _transformer(net: Any) -> dict[str, torch.Tensor]:
         if not re.search(r"\.(to_[qkv]|add_[qkv]_proj)\.", name):
             # these two are (shift, scale) in the original and (scale, shift) in diffusers
             swap = name.startswith(("norm_out.linear", f"transformer_blocks.{last}.norm1_context."))
-            out[_renamed(name, RENAMED)] = torch.cat(weight.chunk(2)[::-1]) if swap else weight
+            out[renamed(name, RENAMED)] = torch.cat(weight.chunk(2)[::-1]) if swap else weight
     return out
 
 
@@ -162,7 +162,7 @@ def _as_convolution(name: str, weight: torch.Tensor) -> torch.Tensor:
     return weight[:, :, None, None] if "attentions" in name and weight.dim() == 2 else weight
 
 
-def _renamed(name: str, table: list[tuple[str, str]]) -> str:
+def renamed(name: str, table: list[tuple[str, str]]) -> str:
     for pattern, new in table:
         if re.search(pattern, name):
             return re.sub(pattern, new, name)

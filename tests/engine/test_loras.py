@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from darkroom.engine.family import Text
+from darkroom.engine.loras import Loras, laid
 from darkroom.engine.messages import Submit
 from darkroom.engine.runner import Runner
 from darkroom.engine.sample import BatchKey, Sample
+from darkroom.engine.sdxl import SDXL
 from darkroom.errors import Unavailable
 from darkroom.types import Event, Failed, Finished, Lora, Params
 
@@ -258,6 +260,18 @@ def test_texts_are_encoded_anew_only_for_a_set_that_changes_the_encoders(lab: La
     assert text(("text", 1.0)) is text(("text", 1.0), ("conv", 0.5))
     assert text() is not text(("text", 1.0))
     assert not torch.equal(text(("text", 1.0)).hidden, text(("text", 0.5)).hidden)
+
+
+def test_half_precision_stays_half(lab: Lab, shelf: dict[str, Path], checkpoint: Path) -> None:
+    family = SDXL.load(checkpoint, torch.device("cpu"), torch.bfloat16)
+    loras = Loras(family, lab.loras, 0)
+    worn = loras.fetch(loras.keys((Lora("conv", 0.5), Lora("original", 0.5))))
+    assert {weight.dtype for lora in worn.loaded for layer in lora.layers.values() for weight in (layer.down, layer.up)} == {torch.bfloat16}
+    with torch.inference_mode(), laid(worn.encoders), laid(worn.denoiser):
+        text = family.encode_prompt("a cat")
+        out = family.denoise(torch.randn(1, 4, 16, 16).bfloat16(), torch.tensor([981.0]), [text], [(128, 128)])
+    assert text.hidden.dtype == torch.bfloat16
+    assert torch.isfinite(out).all()
 
 
 @pytest.fixture(scope="module")

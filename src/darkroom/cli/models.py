@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from darkroom.cli.building import call, card_of
 from darkroom.cli.flags import DataDir, Json, failure, settings_of
-from darkroom.types import ModelCard
+from darkroom.types import LoraCard, ModelCard
 
 models_app = typer.Typer(no_args_is_help=True, help="Models on this machine and known by name.")
+lora_app = typer.Typer(no_args_is_help=True, help="LoRAs on this machine.")
+models_app.add_typer(lora_app, name="lora")
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 
 
@@ -115,3 +119,41 @@ def models_accept(name: str, data_dir: DataDir = None, yes: Yes = False, as_json
         raise failure("the licence was not accepted")
     answer = call(data_dir, "licence accept", model=name)
     typer.echo(json.dumps(answer, indent=2) if as_json else f"accepted: {answer['licence']} ({answer['version']}) for {answer['model']}")
+
+
+@lora_app.command("list")
+def lora_list(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """The LoRAs that are here, the families they are for, and what is wrong with those that cannot be used."""
+    from darkroom.models.loras import found
+
+    cards = found(settings_of(data_dir=data_dir).data_dir).values()
+    if as_json:
+        typer.echo(json.dumps([asdict(card) for card in cards], indent=2))
+        return
+    for card in cards:
+        typer.echo(_line(card))
+
+
+@lora_app.command("add")
+def lora_add(name: str, file: Annotated[Path, typer.Argument(help="a .safetensors file")], data_dir: DataDir = None) -> None:
+    """Copy a LoRA into the data folder under a name; a running server finds it at the next request."""
+    from darkroom.models.loras import add
+
+    typer.echo(_line(add(name, file, settings_of(data_dir=data_dir).data_dir)))
+
+
+@lora_app.command("remove")
+def lora_remove(name: str, data_dir: DataDir = None, yes: Yes = False) -> None:
+    """Delete a LoRA from the data folder."""
+    from darkroom.models.loras import remove
+
+    if not yes and not typer.confirm(f"Remove {name}?"):
+        raise failure("nothing was removed")
+    remove(name, settings_of(data_dir=data_dir).data_dir)
+    typer.echo(f"{name} is removed")
+
+
+def _line(card: LoraCard) -> str:
+    if card.fault:
+        return f"✗ {card.name}: {card.fault}"
+    return f"{card.name}  {' or '.join(card.families)}  {card.format}  rank {card.rank}  {card.bytes / 1e6:.1f} MB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from contextlib import aclosing
 from pathlib import Path
@@ -18,29 +19,48 @@ from darkroom.types import Failed, Finished, ModelCard, Params, Progress
 
 Steps = Annotated[str | None, typer.Option(help="denoising steps, 10 to 50")]
 Number = Annotated[str | None, typer.Option()]
+Loras = Annotated[list[str] | None, typer.Option("--lora", metavar="NAME:SCALE", help="a LoRA to lay over the model; may be given several times")]
 Out = Annotated[Path, typer.Option("-o", "--output", help="the PNG to write")]
 
 
 def generate(
     prompt: str, output: Out = Path("out.png"), negative_prompt: str | None = None, steps: Steps = None, width: Number = None, height: Number = None,
-    cfg_scale: Number = None, seed: Number = None, model: Model = None, data_dir: DataDir = None,
+    cfg_scale: Number = None, seed: Number = None, lora: Loras = None, model: Model = None, data_dir: DataDir = None,
 ) -> None:  # fmt: skip
     """Make a picture from a prompt, without a server."""
-    fields = {"prompt": prompt, "negative_prompt": negative_prompt, "steps": steps, "width": width, "height": height, "cfg_scale": cfg_scale, "seed": seed}
+    fields = {
+        "prompt": prompt, "negative_prompt": negative_prompt, "steps": steps, "width": width, "height": height, "cfg_scale": cfg_scale,
+        "seed": seed, "loras": _loras(lora),
+    }  # fmt: skip
     _make(fields, None, output, settings_of(data_dir=data_dir, model=model))
 
 
 def edit(
     image: Path, prompt: str, output: Out = Path("out.png"), negative_prompt: str | None = None, steps: Steps = None,
     control_strength: Annotated[str | None, typer.Option(help="influence of the image, 0 to 1; 1 keeps it")] = None,
-    width: Number = None, height: Number = None, cfg_scale: Number = None, seed: Number = None, model: Model = None, data_dir: DataDir = None,
+    width: Number = None, height: Number = None, cfg_scale: Number = None, seed: Number = None, lora: Loras = None, model: Model = None,
+    data_dir: DataDir = None,
 ) -> None:  # fmt: skip
     """Make a picture from a picture and a prompt, without a server."""
     fields = {
         "prompt": prompt, "negative_prompt": negative_prompt, "steps": steps, "width": width, "height": height, "cfg_scale": cfg_scale,
-        "seed": seed, "control_strength": control_strength,
+        "seed": seed, "control_strength": control_strength, "loras": _loras(lora),
     }  # fmt: skip
     _make(fields, image, output, settings_of(data_dir=data_dir, model=model))
+
+
+def _loras(named: list[str] | None) -> str | None:
+    """`NAME:SCALE`, or `NAME` alone, as the field of a form: the checks judge what is in it."""
+    if not named:
+        return None
+    return json.dumps([{"name": name, **({"scale": _number(scale)} if colon else {})} for name, colon, scale in (one.partition(":") for one in named)])
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _make(fields: dict[str, str | None], image: Path | None, output: Path, settings: Settings) -> None:
@@ -57,18 +77,23 @@ def _make(fields: dict[str, str | None], image: Path | None, output: Path, setti
 def _params(fields: dict[str, str], image: Path | None, card: ModelCard, settings: Settings) -> Params:
     """The door's own checks, on text."""
     from darkroom import checks, picture
+    from darkroom.models.loras import found
 
-    asked = checks.check(fields, card, settings.max_pixels, textual=True, image_to_image=image is not None)
+    here = found(settings.data_dir)
+    asked = checks.check(fields, card, settings.max_pixels, textual=True, image_to_image=image is not None, loras=here)
     if image is None:
         assert asked.width is not None
         assert asked.height is not None
-        return Params(card.name, asked.prompt, asked.negative_prompt, asked.steps, asked.width, asked.height, asked.cfg, asked.seed)
+        return Params(card.name, asked.prompt, asked.negative_prompt, asked.steps, asked.width, asked.height, asked.cfg, asked.seed, loras=asked.loras)
     try:
         content = image.read_bytes()
     except OSError as error:
         raise DarkroomError(f"{image}: {error.strerror}") from error
     pixels, width, height = picture.from_upload(content, card, settings.max_input_pixels, settings.max_pixels, asked.width, asked.height)
-    return Params(card.name, asked.prompt, asked.negative_prompt, asked.steps, width, height, asked.cfg, asked.seed, pixels, asked.control_strength)
+    return Params(
+        card.name, asked.prompt, asked.negative_prompt, asked.steps, width, height, asked.cfg, asked.seed, pixels, asked.control_strength,
+        asked.loras,
+    )  # fmt: skip
 
 
 async def _run(card: ModelCard, params: Params, settings: Settings) -> Finished:

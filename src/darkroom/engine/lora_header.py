@@ -29,6 +29,9 @@ SD3_NAMES = re.compile(
     r"|lora_unet_(?:joint_blocks|x_embedder|t_embedder|y_embedder|context_embedder|final_layer)_?"
 )
 FAMILIES = ("sdxl", "sd3")
+DOWN, UP, ALPHA = (".down.weight", "lora_A.weight", "lora_down.weight"), (".up.weight", "lora_B.weight", "lora_up.weight"), (".alpha",)
+
+Shape = tuple[int, ...]
 
 
 class Unfit(Exception):
@@ -66,10 +69,12 @@ def read_head(content: BinaryIO, size: int) -> Head:
     if foreign:
         raise Unfit(f"it is no LoRA of low-rank layers in the {kind} format: {foreign[0][:100]!a} is none of their names")
     _refuse_elder(shapes)
-    return Head(_families(list(shapes)), kind, _rank(shapes), _noted(metadata))
+    downs, ups, alphas = (_sides(shapes, *endings) for endings in (DOWN, UP, ALPHA))
+    _check_layers(downs, ups, alphas)
+    return Head(_families(list(shapes)), kind, max(down[0] for down in downs.values()), _noted(metadata))
 
 
-def _read(content: BinaryIO, size: int) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+def _read(content: BinaryIO, size: int) -> tuple[dict[str, Shape], dict[str, str]]:
     """Shapes by name, and the free text beside them."""
     length = int.from_bytes(content.read(8), "little")
     if not 0 < length <= min(MAX_HEAD, size - 8):
@@ -92,7 +97,7 @@ def _read(content: BinaryIO, size: int) -> tuple[dict[str, tuple[int, ...]], dic
     return shapes, metadata
 
 
-def _refuse_elder(shapes: dict[str, tuple[int, ...]]) -> None:
+def _refuse_elder(shapes: dict[str, Shape]) -> None:
     """LoRAs for Stable Diffusion 1 and 2 have SDXL's names, nearly."""
     widths = {shape[-1] for name, shape in shapes.items() if TEXT_INPUT.fullmatch(name) and shape}
     found = [ELDER_WIDTHS[width] for width in widths & ELDER_WIDTHS.keys()]
@@ -111,11 +116,13 @@ def _families(names: list[str]) -> tuple[str, ...]:
     return ("sd3",) if any(name.startswith(("lora_te3", "text_encoder_3")) for name in names) else FAMILIES
 
 
-def _rank(shapes: dict[str, tuple[int, ...]]) -> int:
-    """The largest rank; on the way, that every layer has its two halves and that they fit each other."""
-    downs = {_layer(name): shape for name, shape in shapes.items() if name.endswith((".down.weight", "lora_A.weight", "lora_down.weight"))}
-    ups = {_layer(name): shape for name, shape in shapes.items() if name.endswith((".up.weight", "lora_B.weight", "lora_up.weight"))}
-    alphas = {_layer(name): shape for name, shape in shapes.items() if name.endswith(".alpha")}
+def _sides(shapes: dict[str, Shape], *endings: str) -> dict[str, Shape]:
+    """The shapes of one side of every layer."""
+    return {_layer(name): shape for name, shape in shapes.items() if name.endswith(endings)}
+
+
+def _check_layers(downs: dict[str, Shape], ups: dict[str, Shape], alphas: dict[str, Shape]) -> None:
+    """Every layer has its two halves, and they fit each other."""
     lonely = sorted((downs.keys() ^ ups.keys()) | (alphas.keys() - downs.keys()))
     if lonely:
         raise Unfit(f"half of its layer {lonely[0][:100]!a} is missing")
@@ -124,7 +131,6 @@ def _rank(shapes: dict[str, tuple[int, ...]]) -> int:
             raise Unfit(f"the halves of its layer {layer[:100]!a} do not fit each other")
     if any(Counter(shape)[1] != len(shape) for shape in alphas.values()):
         raise Unfit("an alpha in it is no single number")
-    return max(down[0] for down in downs.values())
 
 
 def _layer(name: str) -> str:

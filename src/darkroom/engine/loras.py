@@ -109,7 +109,7 @@ class Loras:
         except OSError as error:
             raise Unfit("it cannot be read, or is gone") from error
         if not same:
-            raise Unavailable(f"the LoRA {key.name} was replaced while this request waited; send it again", name="lora_replaced", retry_after=1)
+            raise Unavailable(f"the LoRA {key.name} was replaced while this request waited; send it again", retry_after=1)
         return content
 
     def _layers(self, content: bytes) -> Layers:

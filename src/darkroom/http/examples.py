@@ -13,10 +13,18 @@ FIELDS: dict[str, Any] = {
     "width": {"type": "integer", "minimum": 128, "multipleOf": 64, "default": 512, "description": "pixels"},
     "cfg_scale": {"type": "number", "minimum": 0, "maximum": 35, "default": 7, "description": "how strictly to follow the prompt; up to 1 no guidance"},
     "seed": {"type": "integer", "minimum": 0, "maximum": 4294967295, "default": 0, "description": "random noise seed; 0 draws one"},
-}
+    "loras": {
+        "type": "array", "maxItems": 8, "default": [], "description": "LoRAs to lay over the model; `GET /v1/models` names those that fit it",
+        "items": {
+            "type": "object", "required": ["name"], "additionalProperties": False,
+            "properties": {"name": {"type": "string"}, "scale": {"type": "number", "minimum": -10, "maximum": 10, "default": 1}},
+        },
+    },
+}  # fmt: skip
 IMAGE: dict[str, Any] = {
     "image": {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP"},
     "control_strength": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.35, "description": "influence of the image: 1 keeps it, 0 ignores it"},
+    "loras": {"type": "string", "description": 'LoRAs to lay over the model, as JSON text: [{"name": "...", "scale": 0.8}]'},
 }
 ERROR: dict[str, Any] = {
     "type": "object",

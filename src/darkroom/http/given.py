@@ -16,7 +16,8 @@ from darkroom.errors import BadRequest, Invalid, ModelNotFound, UnsupportedMedia
 from darkroom.http.desk import Desk, desk_of
 from darkroom.http.examples import CONTROL, GENERATE
 from darkroom.jobs import Made
-from darkroom.types import ApiKey, ModelCard, Params, Service
+from darkroom.models.loras import found
+from darkroom.types import ApiKey, LoraCard, ModelCard, Params, Service
 
 T = TypeVar("T")
 router = APIRouter(tags=["images"])
@@ -38,10 +39,10 @@ async def generate(request: Request) -> Response:
     desk.check_accept(request)
     raw = await _json(request)
     card = await _card(desk, service, raw)
-    asked = checks.check(raw, card, desk.settings.max_pixels, textual=False, image_to_image=False)
+    asked = checks.check(raw, card, desk.settings.max_pixels, textual=False, image_to_image=False, loras=await _loras(desk, raw))
     assert asked.width is not None
     assert asked.height is not None
-    params = Params(card.name, asked.prompt, asked.negative_prompt, asked.steps, asked.width, asked.height, asked.cfg, asked.seed)
+    params = Params(card.name, asked.prompt, asked.negative_prompt, asked.steps, asked.width, asked.height, asked.cfg, asked.seed, loras=asked.loras)
     return await _make(request, desk, key, card, params)
 
 
@@ -56,7 +57,7 @@ async def control(request: Request) -> Response:
     card = await _card(desk, service, raw)
     content = raw.pop("image", b"")
     try:
-        asked = checks.check(raw, card, desk.settings.max_pixels, textual=True, image_to_image=True)
+        asked = checks.check(raw, card, desk.settings.max_pixels, textual=True, image_to_image=True, loras=await _loras(desk, raw))
     except Invalid as error:
         raise Invalid(*error.lines, *_image_faults(content), name=error.name if content else "invalid_request") from error
     if faults := _image_faults(content):
@@ -64,8 +65,9 @@ async def control(request: Request) -> Response:
     limits = desk.settings.max_input_pixels, desk.settings.max_pixels
     pixels, width, height = await asyncio.to_thread(picture.from_upload, content, card, *limits, asked.width, asked.height)
     params = Params(
-        card.name, asked.prompt, asked.negative_prompt, asked.steps, width, height, asked.cfg, asked.seed, pixels, asked.control_strength
-    )
+        card.name, asked.prompt, asked.negative_prompt, asked.steps, width, height, asked.cfg, asked.seed, pixels, asked.control_strength,
+        asked.loras,
+    )  # fmt: skip
     return await _make(request, desk, key, card, params)
 
 
@@ -96,6 +98,11 @@ async def _card(desk: Desk, service: Service, raw: dict[str, Any]) -> ModelCard:
         raise ModelNotFound(f"model must be one of {', '.join(service.models)}, got {checks.shown(name)}")
     await desk.licences.check(desk.cards[name])
     return desk.cards[name]
+
+
+async def _loras(desk: Desk, raw: dict[str, Any]) -> dict[str, LoraCard]:
+    """The LoRAs that are here; the folder is looked at for a request that names one."""
+    return await asyncio.to_thread(found, desk.settings.data_dir) if "loras" in raw else {}
 
 
 async def _json(request: Request) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,7 +10,8 @@ from fastapi.responses import JSONResponse
 
 from darkroom import __version__
 from darkroom.http.desk import Desk, desk_of
-from darkroom.types import ModelCard
+from darkroom.models.loras import found
+from darkroom.types import LoraCard, ModelCard
 
 router = APIRouter(tags=["service"])
 
@@ -21,7 +23,8 @@ async def models(request: Request) -> dict[str, Any]:
     desk = desk_of(request)
     _, service = await desk.enter(request)
     cards = [desk.cards[name] for name in service.models if name in desk.cards]
-    return {"object": "list", "data": [_model(desk, card, service.created_at) | await _licence(desk, card) for card in cards]}
+    loras = await asyncio.to_thread(found, desk.settings.data_dir)
+    return {"object": "list", "data": [_model(desk, card, service.created_at, loras) | await _licence(desk, card) for card in cards]}
 
 
 @router.get("/healthz", summary="The gateway is up")
@@ -38,12 +41,13 @@ async def readyz(request: Request) -> JSONResponse:
     return JSONResponse(body | ({"error": state.error} if state.error else {}), 200 if state.status == "ready" else 503)
 
 
-def _model(desk: Desk, card: ModelCard, created: float) -> dict[str, Any]:
+def _model(desk: Desk, card: ModelCard, created: float, loras: dict[str, LoraCard]) -> dict[str, Any]:
     return {
         "id": card.name, "object": "model", "created": int(created), "owned_by": "darkroom", "family": card.family,
         "default_side": card.default_side, "max_side": card.max_side, "default_steps": card.default_steps,
         "steps": [card.min_steps, card.max_steps], "default_cfg_scale": card.default_cfg,
         "loaded": card.name in desk.worker.state().loaded,
+        "loras": sorted(lora.name for lora in loras.values() if card.family in lora.families),
         "hint": card.hint, "examples": list(card.examples),
     }  # fmt: skip
 
