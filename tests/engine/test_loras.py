@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from darkroom.engine.family import Text
+from darkroom.engine.lora_names import Layer, sdxl_from_kohya
 from darkroom.engine.loras import Loras, laid
 from darkroom.engine.messages import Submit
 from darkroom.engine.runner import Runner
@@ -145,6 +146,39 @@ def mixed_ranks(lab: Lab) -> dict[str, Change]:
     return {name: (large if i % 2 else small)[name] for i, name in enumerate(small)}
 
 
+def test_what_peft_notes_of_single_layers(lab: Lab, shelf: dict[str, Path]) -> None:
+    """Other ranks and alphas of some, and rank-stabilised scaling."""
+    layers = changes(lab.text_to_image, ("unet",), 9, 4, size=0.15)
+    layers |= changes(lab.text_to_image, ("unet",), 10, 4, r"mid_block.*attn1\.to_[qv]", rank=8, size=0.15)
+    state = {f"{name.removeprefix('unet.')}.lora_{side}.weight": half for name, (*halves, _) in layers.items() for side, half in zip("AB", halves, strict=True)}
+    first = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k"
+    note = {
+        "r": 4, "lora_alpha": 6, "target_modules": [name.removeprefix("unet.") for name in layers], "use_rslora": True,
+        "rank_pattern": {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": 8, "mid_block.attentions.0.transformer_blocks.0.attn1.to_v": 8},
+        "alpha_pattern": {f"^{first}": 16, "attn2.to_v": 1},
+    }  # fmt: skip
+    lab.text_to_image.save_lora_weights(lab.loras, unet_lora_layers=state, unet_lora_adapter_metadata=note, weight_name="patterns.safetensors")
+    check(lab, with_loras(("patterns", 0.8)), {"patterns": lab.loras / "patterns.safetensors"})
+
+
+def test_every_name_of_the_real_sdxl_finds_its_layer() -> None:
+    """The UNet as it is published, without its weights: their names are enough."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=128, block_out_channels=(320, 640, 1280), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=[1, 2, 10],
+            attention_head_dim=[5, 10, 20], cross_attention_dim=2048, addition_embed_type="text_time", addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816, use_linear_projection=True,
+        )  # fmt: skip
+    modules = {f"unet.{name}" for name, module in unet.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))}
+    assert len(modules) > 780
+    layer = Layer(torch.zeros(1, 1), torch.zeros(1, 1))
+    for spelling in (original_spelling(unet.config), diffusers_spelling):
+        assert set(sdxl_from_kohya({spelling(name): layer for name in modules}, {"unet": unet})) == modules
+
+
 def test_the_older_names_of_diffusers(lab: Lab, shelf: dict[str, Path]) -> None:
     """As its scripts wrote them before PEFT: processors of attention, and linear layers of text encoders."""
     from diffusers import StableDiffusionXLPipeline
@@ -224,6 +258,7 @@ def test_two_spellings_of_one_layer_are_refused(lab: Lab, shelf: dict[str, Path]
     twice = {original(name): layer for name, layer in layers.items()} | {diffusers_spelling(name): layer for name, layer in layers.items()}
     write_kohya(twice, lab.loras / "twice.safetensors", str)
     (event,) = failures(lab, with_loras(("twice", 1.0)))
+    assert isinstance(event, Failed)
     assert "in two spellings" in event.message
 
 

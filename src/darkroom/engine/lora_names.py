@@ -35,7 +35,9 @@ SD3_OUTSIDE = {
     "t_embedder_mlp_2": "time_text_embed.timestep_embedder.linear_2", "y_embedder_mlp_0": "time_text_embed.text_embedder.linear_1",
     "y_embedder_mlp_2": "time_text_embed.text_embedder.linear_2",
 }  # fmt: skip
-ENCODERS = {"lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_3"}
+PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"}
+
+Nets = Mapping[str, Any]  # by diffusers' names of components
 
 
 @dataclass(frozen=True)
@@ -77,47 +79,47 @@ def diffusers_layers(weights: Mapping[str, torch.Tensor], head: Head) -> Layers:
     return {name: Layer(part[False], part[True].float() * _noted_weight(name, part[False].shape[0], head.noted)) for name, part in parts.items()}
 
 
-def sdxl_from_kohya(layers: Layers, unet_config: Any) -> Layers:
-    """kohya's names, in diffusers' or in the original spelling of SDXL, by diffusers' own converter."""
+def sdxl_from_kohya(layers: Layers, nets: Nets) -> Layers:
+    """kohya's names in diffusers' spelling, looked up, or in the original one of SDXL, by diffusers' own converter."""
     from diffusers import StableDiffusionXLPipeline
 
-    halves = {name: (layer.down, layer.up) for name, layer in layers.items()}
-    flat = {f"{name}.lora_{side}.weight": half for name, pair in halves.items() for side, half in zip(("down", "up"), pair, strict=True)}
-    state, _ = StableDiffusionXLPipeline.lora_state_dict(flat, unet_config=unet_config)
-    out = diffusers_layers(state, Head((), "diffusers", 0))
+    known = _flat_names(nets)
+    out = {known[name]: layer for name, layer in layers.items() if name in known}
+    rest = {name: (layer.down, layer.up) for name, layer in layers.items() if name not in known}
+    if rest:
+        flat = {f"{name}.lora_{side}.weight": half for name, pair in rest.items() for side, half in zip(("down", "up"), pair, strict=True)}
+        state, _ = StableDiffusionXLPipeline.lora_state_dict(flat, unet_config=nets["unet"].config)
+        out |= diffusers_layers(state, Head((), "diffusers", 0))
     if len(out) != len(layers):
         raise Unfit("it names one layer twice, in two spellings")
     return out
 
 
-def sd3_from_kohya(layers: Layers, nets: Mapping[str, torch.nn.Module]) -> Layers:
+def sd3_from_kohya(layers: Layers, nets: Nets) -> Layers:
     """kohya's names of SD 3.x, which are its authors': queries, keys and values are rows of one matrix there."""
-    out: Layers = {}
-    for name, layer in layers.items():
-        for module, part in _sd3(name, layer, nets):
-            out[module] = part
+    known, blocks = _flat_names(nets), len(nets["transformer"].transformer_blocks)
+    parts = [part for name, layer in layers.items() for part in ([(known[name], layer)] if name in known else _sd3(name, layer, blocks))]
+    out = dict(parts)
+    if len(out) != len(parts):
+        raise Unfit("it names one layer twice, in two spellings")
     return out
 
 
-def _sd3(name: str, layer: Layer, nets: Mapping[str, torch.nn.Module]) -> Iterator[tuple[str, Layer]]:
-    for prefix, net in ENCODERS.items():
-        if name.startswith(prefix):
-            yield f"{net}.{_spelt(name.removeprefix(prefix), nets.get(net))}", layer
-            return
+def _sd3(name: str, layer: Layer, blocks: int) -> Iterator[tuple[str, Layer]]:
     outside = SD3_OUTSIDE.get(name.removeprefix("lora_unet_"))
     found = SD3_BLOCK.fullmatch(name)
     if outside:
         yield f"transformer.{outside}", _swapped(layer) if outside == "norm_out.linear" else layer
     elif found and found[3] in SD3_LAYERS[found[2]]:
         modules = SD3_LAYERS[found[2]][found[3]]
-        last = int(found[1]) == len(nets["transformer"].transformer_blocks) - 1  # type: ignore[arg-type]
+        last = int(found[1]) == blocks - 1  # of whose text nothing goes on, so that its modulation is made like the one at the end
         layer = _swapped(layer) if last and modules == ("norm1_context.linear",) else layer
         if layer.up.shape[0] % len(modules):
             raise Unfit(f"its layer {name[:100]!a} must have rows for {len(modules)} matrices, and has {layer.up.shape[0]}")
         for module, up in zip(modules, layer.up.chunk(len(modules)), strict=True):
             yield f"transformer.transformer_blocks.{found[1]}.{module}", Layer(layer.down, up)
     else:
-        raise Unfit(f"{name[:100]!a} is no layer of SD 3.x")
+        raise Unfit(f"this model has no layer {name[:100]!a}")
 
 
 def _swapped(layer: Layer) -> Layer:
@@ -125,10 +127,15 @@ def _swapped(layer: Layer) -> Layer:
     return Layer(layer.down, torch.cat(layer.up.chunk(2)[::-1]))
 
 
-def _spelt(flat: str, net: torch.nn.Module | None) -> str:
-    """The module of a text encoder that kohya names with underscores alone; the name itself where there is none."""
-    modules = {} if net is None else {name.replace(".", "_"): name for name, _ in net.named_modules()}
-    return next((modules[spelling] for spelling in (flat, flat.removeprefix("text_model_"), f"text_model_{flat}") if spelling in modules), flat)
+def _flat_names(nets: Nets) -> dict[str, str]:
+    """What kohya's scripts call the modules of diffusers' and transformers' nets: underscores alone, and CLIP's in `text_model`,
+    which it had in every version of transformers until lately."""
+    out: dict[str, str] = {}
+    for net, prefix in PREFIXES.items():
+        for name, _ in nets[net].named_modules() if net in nets else ():
+            flat = name.replace(".", "_").removeprefix("text_model_")
+            out |= dict.fromkeys((f"{prefix}{flat}", f"{prefix}text_model_{flat}"), f"{net}.{name}")
+    return out
 
 
 def _today(name: str, old: bool) -> str:

@@ -140,7 +140,7 @@ class SDXL:
         return self.vae.decode(z, return_dict=False)[0].float()
 
     def from_kohya(self, layers: Layers) -> Layers:
-        return sdxl_from_kohya(layers, self.unet.config)
+        return sdxl_from_kohya(layers, self.nets)
 
 
 def _read_configs(folder: Path) -> tuple[dict[str, Any], SigmaSchedule, list[Any]]:
