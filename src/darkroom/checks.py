@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from types import MappingProxyType
 from typing import Any
 
 from darkroom.errors import Invalid
@@ -19,6 +20,7 @@ MAX_TEXT = 10_000  # characters of a prompt
 MAX_CFG = 35
 TEXT_TO_IMAGE = ("model", "prompt", "negative_prompt", "steps", "height", "width", "cfg_scale", "seed")
 IMAGE_TO_IMAGE = (*TEXT_TO_IMAGE, "image", "control_strength")
+NO_FAULTS: Mapping[str, str] = MappingProxyType({})
 SHOWN = 60  # characters of a wrong value that an error repeats
 
 
@@ -40,16 +42,19 @@ class Wrong(Exception):
     """One rule that one field breaks."""
 
 
-def check(raw: Mapping[str, Any], card: ModelCard, max_pixels: int, textual: bool, image_to_image: bool) -> Asked:
-    """Fields as they came (`textual`: all are text, as in a form) to what they mean. Raises Invalid with every fault.
+def check(
+    raw: Mapping[str, Any], card: ModelCard, max_pixels: int, textual: bool, image_to_image: bool, faults: Mapping[str, str] = NO_FAULTS
+) -> Asked:
+    """Fields as they came (`textual`: all are text, as in a form) to what they mean. Raises Invalid with every fault, those
+    that are known before (by field) among them.
 
     A seed of 0 is drawn here: 1 to MAX_SEED.
     """
-    faults: dict[str, str] = dict(_unknown(raw, IMAGE_TO_IMAGE if image_to_image else TEXT_TO_IMAGE))
+    faults = {**faults, **_unknown(raw, IMAGE_TO_IMAGE if image_to_image else TEXT_TO_IMAGE)}
 
     def take(field: str, default: Any, rule: Callable[[Any], Any]) -> Any:
         try:
-            return default if field not in raw else rule(raw[field])
+            return default if field not in raw or field in faults else rule(raw[field])
         except Wrong as wrong:
             faults[field] = f"{field} must be {wrong}, got {shown(raw[field])}"
             return default
@@ -60,7 +65,7 @@ def check(raw: Mapping[str, Any], card: ModelCard, max_pixels: int, textual: boo
     prompt = take("prompt", "", _prompt)
     if "prompt" not in raw:
         faults["prompt"] = "prompt must be given: 1 to 10000 characters, not only white space"
-    side = None if image_to_image else card.default_side
+    side = None if image_to_image else min(card.default_side, int(math.sqrt(max_pixels)) // 64 * 64)
     asked = Asked(
         prompt=prompt,
         negative_prompt=take("negative_prompt", "", _text),
@@ -90,14 +95,16 @@ def shown(value: Any) -> str:
         text = json.dumps(value, ensure_ascii=True)
     except (TypeError, ValueError):
         text = json.dumps(str(value))
+    except RecursionError:
+        text = f"a {type(value).__name__} within many others"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
-def _unknown(raw: Mapping[str, Any], known: tuple[str, ...]) -> list[tuple[str, str]]:
-    faults = []
+def _unknown(raw: Mapping[str, Any], known: tuple[str, ...]) -> dict[str, str]:
+    faults = {}
     for field in [f for f in raw if f not in known][:20]:
         near = difflib.get_close_matches(field[:100].lower(), known, n=1, cutoff=0.0)
-        faults.append((field, f"{shown(field)} is not a field of this route; the nearest is {near[0]}" if near else f"{shown(field)} is not a field"))
+        faults[field] = f"{shown(field)} is not a field of this route, the nearest is {near[0]}; got {shown(raw[field])}"
     return faults
 
 
@@ -126,7 +133,7 @@ def _number(value: Any, textual: bool, least: int, most: int) -> Decimal:
     if textual == isinstance(value, str) and not isinstance(value, bool) and isinstance(value, (str, int, float)):
         number = _decimal(value)
         if number is not None and least <= number <= most:
-            return abs(number)  # -0 is 0
+            return number.copy_abs()  # -0 is 0; abs() would round to the 28 digits of its context
     raise Wrong(rule)
 
 

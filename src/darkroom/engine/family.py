@@ -41,6 +41,9 @@ class Family(Protocol):
     latent_channels: int
     latent_scale: int
 
+    def nets(self) -> list[torch.nn.Module]:
+        """All of them, for who counts their memory."""
+
     def plan(self, params: Params) -> Plan:
         """Which steps to run and from where. A control_strength of 1 plans no step."""
 

@@ -10,6 +10,7 @@ import torch
 
 from darkroom.engine import samplers
 from darkroom.engine.family import Family, Plan, Text
+from darkroom.engine.hardware import empty_cache
 from darkroom.engine.sample import Batch, Sample
 from darkroom.types import Params
 
@@ -27,6 +28,12 @@ class State:
     generator: torch.Generator
     denoised: torch.Tensor | None = None
 
+    @property
+    def note(self) -> str:
+        """What the encoders could not hear of the prompts."""
+        negative = self.negative.note if self.negative is not None and self.negative.note != self.text.note else ""
+        return "; ".join(filter(None, (self.text.note, negative and f"negative prompt: {negative}")))
+
 
 class Runner:
     """The only user of the nets. Noise is drawn on the CPU in fp32, a generator for each Sample, so that a seed gives the
@@ -35,6 +42,17 @@ class Runner:
     def __init__(self, family: Family):
         self.family = family
         self._texts: OrderedDict[str, Text] = OrderedDict()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the nets' weights."""
+        return sum(tensor.nbytes for net in self.family.nets() for tensor in (*net.parameters(), *net.buffers()))
+
+    def release(self) -> None:
+        """Give the device's cached memory back; call it once nobody else holds the Runner."""
+        device = self.family.device
+        del self.family
+        empty_cache(device)
 
     @torch.inference_mode()
     def prepare(self, sample: Sample, plan: Plan) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderMo
 from darkroom.engine.family import Plan, Text
 from darkroom.engine.prompts import cut_note, cut_word, token_ids
 from darkroom.engine.sigmas import FlowSchedule
-from darkroom.engine.weights import SD3_BLOCKS, here, how_to_open, names_in, open_single_file, refuse_gaps
+from darkroom.engine.weights import SD3_BLOCKS, here, how_to_open, names_in, open_nets, open_single_file, refuse_gaps
 from darkroom.errors import Unsupported
 from darkroom.types import Params
 
@@ -57,15 +58,14 @@ class SD3:
         self._empty: Text | None = None
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> SD3:
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype, tell: Callable[[float], None] = lambda part: None) -> SD3:
         """From a diffusers folder, weights by memory map. Raises Unsupported for what cannot be honoured."""
         index = json.loads((folder / "model_index.json").read_text())
         schedule = FlowSchedule.read(folder)
         _refuse_unknown(folder)
         present = {name: kind for name, kind in NETS.items() if name != T5 or _has_t5(index, folder)}
-        nets = {}
-        for name, kind in present.items():
-            nets[name], report = kind.from_pretrained(folder / name, dtype=dtype, output_loading_info=True, **how_to_open(folder / name))
+        nets, reports = open_nets(folder, present, dtype, tell)
+        for name, report in reports.items():
             refuse_gaps(name, report["missing_keys"])
         tokenizers = [kind.from_pretrained(folder / name) for name, kind in TOKENIZERS.items() if T5 in nets or kind is CLIPTokenizer]
         return cls(nets, tokenizers, schedule, device, dtype)
@@ -86,6 +86,9 @@ class SD3:
         schedule = FlowSchedule.read(config)
         pipe, nets = open_single_file(StableDiffusion3Pipeline, NETS, file, config, dtype, **_beside(file, config, dtype))
         return cls(nets, [getattr(pipe, name) for name in TOKENIZERS], schedule, device, dtype)
+
+    def nets(self) -> list[torch.nn.Module]:
+        return [self.transformer, self.vae, *self._encoders, *([self._t5] if self._t5 else [])]
 
     def plan(self, params: Params) -> Plan:
         """SD 3.x leaves out floor(steps * control_strength) of the steps, computed in decimal: it runs one more than SDXL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from darkroom.engine.family import Plan, Text
 from darkroom.engine.prompts import cut_note, token_ids
 from darkroom.engine.sigmas import SigmaSchedule
-from darkroom.engine.weights import how_to_open, names_in, open_single_file, refuse_gaps
+from darkroom.engine.weights import names_in, open_nets, open_single_file, refuse_gaps
 from darkroom.errors import Unsupported
 from darkroom.types import Params
 
@@ -61,12 +62,10 @@ class SDXL:
         self._shift, self._scale = _latent_statistics(self.vae.config, device)
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> SDXL:
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype, tell: Callable[[float], None] = lambda part: None) -> SDXL:
         """From a diffusers folder, weights by memory map. Raises Unsupported for what cannot be honoured."""
         index, schedule, tokenizers = _read_configs(folder)
-        nets, reports = {}, {}
-        for name, kind in NETS.items():
-            nets[name], reports[name] = kind.from_pretrained(folder / name, dtype=dtype, output_loading_info=True, **how_to_open(folder / name))
+        nets, reports = open_nets(folder, NETS, dtype, tell)
         _refuse(nets["unet"].config, nets["vae"].config)  # first: a config that cannot be honoured may be why weights are missing
         for name, report in reports.items():
             refuse_gaps(name, report["missing_keys"])
@@ -92,6 +91,9 @@ class SDXL:
         known = {"tokenizer": tokenizers[0], "tokenizer_2": tokenizers[1], "add_watermarker": False}
         _, nets = open_single_file(StableDiffusionXLPipeline, NETS, file, config, dtype, **known)
         return cls(nets, tokenizers, schedule, device, dtype, index.get("force_zeros_for_empty_prompt", True))
+
+    def nets(self) -> list[torch.nn.Module]:
+        return [self.unet, self.vae, *self._encoders]
 
     def plan(self, params: Params) -> Plan:
         """SDXL runs floor(steps * strength) of the steps, computed in decimal (a float makes 28 of 100 * 0.29), at least one."""

@@ -19,6 +19,8 @@ class Order:
     max_rows: int
     exact: bool
     costs: Path
+    memory_budget: float  # GB; 0 leaves the choice to the child
+    preload: tuple[str, ...]  # names of the models to load at once, as far as they fit
 
 
 @dataclass(frozen=True)
