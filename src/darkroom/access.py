@@ -13,6 +13,7 @@ import re
 import secrets
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -45,28 +46,36 @@ class Access:
         self._pepper = pepper
         self._used: dict[str, float] = {}
         self._saved_at = time.monotonic()
+        self._served: tuple[str, ...] = ()
 
-    async def create_service(self, name: str, models: tuple[str, ...], owner: str = "operator") -> Service:
+    def serve(self, models: tuple[str, ...]) -> None:
+        """What this server runs, the default first: services show that of it which is theirs."""
+        self._served = models
+
+    async def create_service(self, name: str, models: tuple[str, ...] = (), owner: str = "operator") -> Service:
+        """A service of these models, or with none named of all that the server runs. Raises Invalid."""
         _check_name(name)
+        self._check_models(models)
         service = Service("svc-" + "".join(secrets.choice(ALPHABET) for _ in range(8)), name, models, owner, time.time())
         await self._rows.add_service(service)
-        return service
+        return self._showing(service)
 
     async def services(self) -> list[Service]:
-        return await self._rows.services()
+        return [self._showing(service) for service in await self._rows.services()]
 
     async def service(self, service_id: str) -> Service:
         """Raises NotFound."""
-        for service in await self._rows.services():
+        for service in await self.services():
             if service.id == service_id:
                 return service
         raise NotFound(f"there is no service {service_id}")
 
-    async def serve_models(self, models: tuple[str, ...]) -> None:
-        """Every service serves what this server runs."""
-        for service in await self._rows.services():
-            if service.models != models:
-                await self._rows.set_models(service.id, models)
+    async def set_models(self, service_id: str, models: tuple[str, ...]) -> Service:
+        """Other models for a service; with none named all that the server runs. Raises NotFound or Invalid."""
+        await self.service(service_id)
+        self._check_models(models)
+        await self._rows.set_models(service_id, models)
+        return await self.service(service_id)
 
     async def create_key(self, service_id: str | None = None, name: str = "default", expires_at: float | None = None) -> tuple[ApiKey, str]:
         """A new key, of the oldest service where none is named, and its text, which is not kept and cannot be shown again."""
@@ -117,10 +126,19 @@ class Access:
     async def close(self) -> None:
         await self._save_uses()
 
+    def _showing(self, service: Service) -> Service:
+        """The service with those of its models that the server runs."""
+        return replace(service, models=tuple(model for model in service.models or self._served if model in self._served))
+
+    def _check_models(self, models: tuple[str, ...]) -> None:
+        unknown = [model for model in models if model not in self._served]
+        if unknown:
+            raise Invalid(f"models must be some of {', '.join(self._served)}, got {', '.join(unknown)[:200]!r}", name="invalid_models")
+
     async def _choose(self, service_id: str | None) -> Service:
         if service_id is not None:
             return await self.service(service_id)
-        services = await self._rows.services()
+        services = await self.services()
         if not services:
             raise NotFound("there is no service yet; make one with: darkroom service create NAME")
         return services[0]

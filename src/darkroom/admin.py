@@ -33,10 +33,21 @@ class Busy(DarkroomError):
     name = "data_folder_busy"
 
 
+def make_data_dir(data_dir: Path) -> None:
+    """Raises DarkroomError where the folder cannot be made or written to."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        reason = "" if os.access(data_dir, os.W_OK | os.X_OK) else "it cannot be written to"
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+    if reason:
+        raise DarkroomError(f"the data folder {data_dir} cannot be used: {reason}; choose another with --data-dir")
+
+
 @contextmanager
 def owning(data_dir: Path) -> Iterator[None]:
     """Own the data folder for a while. Raises Busy."""
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_data_dir(data_dir)
     descriptor = os.open(data_dir / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         try:
@@ -59,8 +70,9 @@ class Calls:
         """Raises DarkroomError."""
         match call:
             case "service create":
-                models = (await self._access.services())[0].models
-                return asdict(await self._access.create_service(arguments["name"], models))
+                return asdict(await self._access.create_service(arguments["name"], tuple(arguments.get("models") or ())))
+            case "service models":
+                return asdict(await self._access.set_models(arguments["service_id"], tuple(arguments["models"])))
             case "service list":
                 return [asdict(service) for service in await self._access.services()]
             case "key create":
@@ -75,7 +87,7 @@ class Calls:
                 return asdict(await self._licences.accept(self._cards(arguments["model"])))
             case "licence show":
                 card = self._cards(arguments["model"])
-                return {"model": card.name, **asdict(card.licence)}
+                return {"model": card.name, "accepted": await self._licences.is_accepted(card), **asdict(card.licence)}
         raise Unavailable(f"the server knows no call {call!r}; is it of another version?")
 
 

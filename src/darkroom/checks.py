@@ -21,9 +21,10 @@ MAX_CFG = 35
 MAX_LORAS = 8  # of one picture
 MAX_SCALE = 10
 MAX_NAMES = 20  # that an error lists
-NONE: Mapping[str, LoraCard] = MappingProxyType({})
+NO_LORAS: Mapping[str, LoraCard] = MappingProxyType({})
 TEXT_TO_IMAGE = ("model", "prompt", "negative_prompt", "steps", "height", "width", "cfg_scale", "seed", "loras")
 IMAGE_TO_IMAGE = (*TEXT_TO_IMAGE, "image", "control_strength")
+NO_FAULTS: Mapping[str, str] = MappingProxyType({})
 SHOWN = 60  # characters of a wrong value that an error repeats
 
 
@@ -47,18 +48,19 @@ class Wrong(Exception):
 
 
 def check(
-    raw: Mapping[str, Any], card: ModelCard, max_pixels: int, textual: bool, image_to_image: bool, loras: Mapping[str, LoraCard] = NONE
-) -> Asked:
+    raw: Mapping[str, Any], card: ModelCard, max_pixels: int, textual: bool, image_to_image: bool, faults: Mapping[str, str] = NO_FAULTS,
+    loras: Mapping[str, LoraCard] = NO_LORAS,
+) -> Asked:  # fmt: skip
     """Fields as they came (`textual`: all are text, as in a form) to what they mean; `loras` are those that are here. Raises
-    Invalid with every fault.
+    Invalid with every fault, those that are known before (by field) among them.
 
     A seed of 0 is drawn here: 1 to MAX_SEED.
     """
-    faults: dict[str, str] = dict(_unknown(raw, IMAGE_TO_IMAGE if image_to_image else TEXT_TO_IMAGE, "this route"))
+    faults = {**faults, **_unknown(raw, IMAGE_TO_IMAGE if image_to_image else TEXT_TO_IMAGE, "this route")}
 
     def take(field: str, default: Any, rule: Callable[[Any], Any]) -> Any:
         try:
-            return default if field not in raw else rule(raw[field])
+            return default if field not in raw or field in faults else rule(raw[field])
         except Wrong as wrong:
             faults[field] = f"{field} must be {wrong}, got {shown(raw[field])}"
             return default
@@ -69,7 +71,7 @@ def check(
     prompt = take("prompt", "", _prompt)
     if "prompt" not in raw:
         faults["prompt"] = "prompt must be given: 1 to 10000 characters, not only white space"
-    side = None if image_to_image else card.default_side
+    side = None if image_to_image else min(card.default_side, int(math.sqrt(max_pixels)) // 64 * 64)
     asked = Asked(
         prompt=prompt,
         negative_prompt=take("negative_prompt", "", _text),
@@ -101,6 +103,8 @@ def shown(value: Any) -> str:
         text = json.dumps(value, ensure_ascii=True)
     except (TypeError, ValueError):
         text = json.dumps(str(value))
+    except RecursionError:
+        text = f"a {type(value).__name__} within many others"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
@@ -141,7 +145,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _lora(fields: dict[str, Any], where: str, card: ModelCard, here: Mapping[str, LoraCard], faults: dict[str, str]) -> Lora:
     """One of the list; without a name it has none, and `faults` says so."""
-    for field, fault in _unknown(fields, ("name", "scale"), where):
+    for field, fault in _unknown(fields, ("name", "scale"), where).items():
         faults[f"{where}.{field}"] = fault
     name, scale = fields.get("name"), fields.get("scale", 1)
     try:
@@ -166,11 +170,11 @@ def _usable(name: Any, card: ModelCard, here: Mapping[str, LoraCard]) -> None:
         raise Wrong(f"a LoRA for {card.family}, not one for {here[name].families[0]}")
 
 
-def _unknown(raw: Mapping[str, Any], known: tuple[str, ...], where: str) -> list[tuple[str, str]]:
-    faults = []
+def _unknown(raw: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict[str, str]:
+    faults = {}
     for field in [f for f in raw if f not in known][:20]:
         near = difflib.get_close_matches(field[:100].lower(), known, n=1, cutoff=0.0)
-        faults.append((field, f"{shown(field)} is not a field of {where}; the nearest is {near[0]}" if near else f"{shown(field)} is not a field"))
+        faults[field] = f"{shown(field)} is not a field of {where}, the nearest is {near[0]}; got {shown(raw[field])}"
     return faults
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import warnings
 from typing import Any
 
 from PIL import Image, ImageOps, PngImagePlugin
@@ -68,24 +67,27 @@ def from_upload(
     Raises UnsupportedMedia, TooLarge (before decoding) or Invalid (broken, animated).
     """
     kind = _kind(content)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            with Image.open(io.BytesIO(content), formats=(kind,)) as image:
-                _check_header(image, kind, max_input)
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                picture = _rgb(upright if upright is not None else image)
-        except (TooLarge, Invalid):
-            raise
-        except Exception as error:  # Pillow raises a dozen kinds for broken files
-            raise Invalid(f"image must be a whole {kind} picture, but it is broken or cut off ({type(error).__name__})", name="invalid_image") from error
+    _check_end(content, kind)
+    try:
+        with Image.open(io.BytesIO(content), formats=(kind,)) as image:
+            _check_header(image, kind, max_input)
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            picture = _rgb(upright if upright is not None else image)
+    except (TooLarge, Invalid):
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds for broken files
+        raise Invalid(f"image must be a whole {kind} picture, but it is broken or cut off ({type(error).__name__})", name="invalid_image") from error
     size = output_size(*picture.size, card.max_side, max_output, width, height)
     return ImageOps.fit(picture, size, Image.Resampling.LANCZOS).tobytes(), *size
 
 
 def output_size(width: int, height: int, max_side: int, max_pixels: int, want_width: int | None = None, want_height: int | None = None) -> tuple[int, int]:
-    """The size on the grid nearest to a picture's own, within the limits, its aspect kept as well as the grid allows."""
+    """The size on the grid nearest to a picture's own, within the limits, its aspect kept as well as the grid allows. Raises
+    Invalid where a side that was asked for leaves too little for the other."""
+    for name, side in (("width", want_width), ("height", want_height)):
+        if side and not (want_width and want_height) and side * MIN_SIDE > max_pixels:
+            raise Invalid(f"{name} must be at most {max_pixels // MIN_SIDE} where the picture may have {max_pixels} pixels, got {side}", name=f"invalid_{name}")
     if want_width and want_height:
         return want_width, want_height
     if want_width:
@@ -111,6 +113,12 @@ def _kind(content: bytes) -> str:
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "WEBP"
     raise UnsupportedMedia(f"image must be PNG, JPEG or WebP by its content, got {len(content)} bytes that begin with {content[:8].hex() or 'nothing'}")
+
+
+def _check_end(content: bytes, kind: str) -> None:
+    """Pillow reads a PNG whose last chunk is missing without a word."""
+    if kind == "PNG" and b"IEND" not in content[-(2**16) :]:
+        raise Invalid("image must be a whole PNG picture, but its end is missing", name="invalid_image")
 
 
 def _check_header(image: Image.Image, kind: str, max_input: int) -> None:

@@ -21,8 +21,8 @@ class Settings(BaseSettings):
     public_url: str = Field("", description="base URL that clients see, when a proxy stands before the server")
     model: str = Field(
         "auto",
-        description="the model to serve: a known name, a folder, a .safetensors file or a hub id; "
-        "auto takes stable-diffusion-xl-base-1.0 where it is installed, else demo-xl",
+        description="the model to serve: a known name, a folder, a .safetensors file or a hub id; several with commas between, "
+        "the first is the default; auto takes stable-diffusion-xl-base-1.0 where it is installed, else the models in the box",
     )
     models: dict[str, str] = Field({}, description="further models by name: a path or a hub id each, as `darkroom models add` keeps them")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
@@ -39,6 +39,10 @@ class Settings(BaseSettings):
     max_pixels: int = Field(2048 * 2048, ge=2**14, description="pixels of a picture made here at most")
     cors_origins: list[str] = Field(["*"], description="origins that browsers may call from")
     embed_prompt: bool = Field(True, description="write the prompt into the PNG; X-Embed-Prompt: false does the same for one request")
+    preload: bool = Field(True, description="load the models at the start, as far as they fit into the memory; false loads each at its first use")
+    memory_budget: float = Field(
+        0, ge=0, description="GB that the weights of all models may take; the least recently used idle one leaves; 0 means 80 % of the device's memory"
+    )
     load_timeout: float = Field(1800, gt=0, description="seconds that a model may take to load before it counts as failed")
 
     @classmethod

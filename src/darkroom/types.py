@@ -61,6 +61,14 @@ class Queued:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """The Job waits for its model, of which `part` (0 to 1) is in memory."""
+
+    job_id: str
+    part: float
+
+
+@dataclass(frozen=True)
 class Progress:
     """One denoising step is done: `step` of `of`."""
 
@@ -110,7 +118,7 @@ class Cancelled:
     job_id: str
 
 
-Event = Queued | Progress | Preview | Finished | Failed | Cancelled
+Event = Queued | Loading | Progress | Preview | Finished | Failed | Cancelled
 FINAL = (Finished, Failed, Cancelled)
 
 
@@ -128,7 +136,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Service:
-    """An endpoint with a SERVICE_ID that serves one or more models; the first is its default."""
+    """An endpoint with a SERVICE_ID that serves one or more models; the first is its default. A row with none stands for all
+    that the server runs."""
 
     id: str
     name: str
@@ -243,10 +252,15 @@ class LoraCard:
 
 @dataclass(frozen=True)
 class WorkerState:
-    """What a Worker is doing: status is `starting`, `loading`, `ready` or `failed` (then `error` says why)."""
+    """What a Worker is doing: status is `starting`, `loading`, `ready` or `failed` (then `error` says why).
+
+    loaded: the models in memory; `memory` has the bytes of their weights, in the same order. loading: the one that comes.
+    """
 
     status: str
     loaded: tuple[str, ...] = ()
+    memory: tuple[int, ...] = ()
+    loading: str = ""
     device: str = ""
     dtype: str = ""
     error: str = ""

@@ -31,7 +31,7 @@ def test_scheduler_is_sdxls():
 
 
 def test_darkroom_json_is_the_language():
-    assert json.loads((judge.CHECKPOINT / "darkroom.json").read_text()) == language.card()
+    assert json.loads((judge.CHECKPOINT / "darkroom.json").read_text()) == language.card("demo-xl", "sdxl")
 
 
 def test_card_credits_the_icons():

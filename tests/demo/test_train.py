@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from darkroom.demo import autoencoder, nets, train
+from darkroom.demo import autoencoder, nets, noise, sd35, train, xl
 from darkroom.demo.folder import save_folder, size_of
 from darkroom.demo.vocabulary import learn_merges, make_tokenizer
 
-ROWS = {64: 4, 96: 2}
+ROWS = {64: 4, 128: 2}
 
 
-@pytest.fixture(scope="module")
-def tiny():
+@pytest.fixture(scope="module", params=list(train.KINDS))
+def tiny(request):
     torch.manual_seed(0)
-    return nets.make_nets(nets.TINY, make_tokenizer())
+    return train.KINDS[request.param].make(nets.TINY, make_tokenizer())
 
 
 def make_trainer(tiny, folder, steps=12, **options):
@@ -74,17 +74,45 @@ def test_small_pictures_come_first_and_large_ones_last(tiny, tmp_path):
     ]  # fmt: skip
     assert train.Plan(small_first=0.0).stage_at(0) == ("all", 0)
     trainer = make_trainer(tiny, tmp_path, steps=10, small_first=1.0, large_last=1.0)
-    assert set(trainer.pools["small"].shares) == {64, 96}
+    assert set(trainer.pools["small"].shares) == {64, 128}
     trainer.advance()
     assert list((tmp_path / "pool-small").glob("*.pt"))
     assert not list((tmp_path / "pool-all").glob("*.pt"))
 
 
 def test_weights_of_snr_are_never_zero():
-    alphas = nets.make_scheduler().alphas_cumprod
-    weights = train.weigh(alphas)
+    weights = xl.weigh(xl.ALPHAS)
     assert weights.min() > 0
     assert weights[999] > 1
+
+
+def test_faults_are_as_large_as_the_noise_bears():
+    latents, generator = torch.randn(400, 4, 8, 8), torch.Generator().manual_seed(1)
+    clean, noisy = (noise.draw_faults(latents, torch.full((400, 1, 1, 1), signal), generator) for signal in (3.0, 0.1))
+    shown = noisy.flatten(1).abs().amax(1) > 0
+    assert 0.4 < shown.float().mean() < 0.6
+    ghost = (noisy - noisy.mean((2, 3), keepdim=True))[shown].std()
+    assert ghost < (clean - clean.mean((2, 3), keepdim=True))[clean.flatten(1).abs().amax(1) > 0].std()  # noise hides a ghost
+    assert clean.std() < 1
+
+
+def test_one_token_stands_for_all_that_are_alike():
+    torch.manual_seed(0)
+    net = sd35.make_transformer(nets.TINY)
+    x, pooled, t = torch.randn(2, 4, 8, 16), torch.randn(2, 32), torch.tensor([100.0, 900.0])
+    hidden, zeros = torch.randn(2, 77, 32), torch.zeros(2, sd35.T5_TOKENS, 32)
+    whole = net(x, torch.cat([hidden, zeros], 1), pooled, t).sample
+    with sd35.collapsed(net):
+        short = net(x, torch.cat([hidden, zeros[:, :1]], 1), pooled, t).sample
+    assert torch.allclose(whole, short, atol=1e-5)
+    assert torch.equal(whole, net(x, torch.cat([hidden, zeros], 1), pooled, t).sample)
+
+
+def test_sigmas_lean_to_noise_in_large_pictures():
+    small, large = (sd35.draw_sigmas(2000, side, torch.Generator().manual_seed(1)) for side in (128, 512))
+    assert 0 < small.min() < small.max() < 1
+    assert 0.45 < small.mean() < 0.55
+    assert large.mean() > 0.65
 
 
 def test_run_writes_state_log_checkpoint(tiny, tmp_path):
@@ -93,7 +121,7 @@ def test_run_writes_state_log_checkpoint(tiny, tmp_path):
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2]
     assert (tmp_path / "state.pt").exists()
-    again = nets.load_nets(tmp_path / "out")
+    again = type(tiny).load(tmp_path / "out")
     assert all(torch.allclose(a, b, atol=2e-3) for a, b in zip(again.trained(), trainer.average, strict=True))
 
 

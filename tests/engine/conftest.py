@@ -16,6 +16,7 @@ from PIL import Image
 from darkroom.engine.cost import CostModel
 from darkroom.engine.engine import Engine
 from darkroom.engine.messages import Submit
+from darkroom.engine.residents import Residents
 from darkroom.engine.runner import Runner
 from darkroom.engine.sdxl import SDXL
 from darkroom.models.catalogue import resolve
@@ -118,7 +119,7 @@ class Lab:
     def engine(self, exact: bool = False) -> Engine:
         """An engine whose clock lets every step take as long as any other, so that batches always grow."""
         ticks = itertools.count()
-        return Engine({"tiny": Runner(self.family, self.loras)}, CostModel(), exact=exact, clock=lambda: next(ticks) * 0.01)
+        return Engine(Residents.of({"tiny": Runner(self.family, self.loras)}), CostModel(), exact=exact, clock=lambda: next(ticks) * 0.01)
 
     def ours(self, *submissions: tuple[int, Params], exact: bool = False) -> list[np.ndarray]:
         """Pictures in order; each Params joins at the turn it is given with. The batches' row counts are kept in `rows`."""

@@ -56,3 +56,10 @@ def test_a_spoilt_table_costs_nothing_but_itself(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     path.write_text('{"m 256 256": [1, 2')
     assert CostModel(path).step_seconds(KEY, 1) > 0
+
+
+def test_a_table_that_cannot_be_written_harms_nobody(tmp_path: Path) -> None:
+    cost = CostModel(tmp_path / "gone" / "costs.json")
+    cost.observe_step(KEY, 1, 0.1)
+    cost.save()
+    assert cost.step_seconds(KEY, 1) == pytest.approx(0.1)

@@ -14,6 +14,7 @@ import torch
 from darkroom.engine.engine import Engine
 from darkroom.engine.hardware import choose
 from darkroom.engine.messages import Cancel, Submit
+from darkroom.engine.prompts import cut_word
 from darkroom.engine.sample import Batch
 from darkroom.engine.sdxl import SDXL
 from darkroom.errors import Unsupported
@@ -98,6 +99,32 @@ def test_a_long_prompt_is_cut_as_diffusers_cuts_it_and_says_where(lab: Lab) -> N
     assert psnr(picture, lab.diffusers(wanted)) >= 60
 
 
+@pytest.mark.parametrize("space", ["\n", "\t", "\u3000", " \n "])
+def test_the_word_that_was_cut_is_told_whatever_stands_between_words(lab: Lab, space: str) -> None:
+    tokenizer = lab.family._tokenizers[0]
+    fits = space.join(["cat"] * 75) + space
+    assert cut_word(tokenizer, 77, fits) == ""
+    assert cut_word(tokenizer, 77, f"{fits}walrus{space}cat") == "walrus"
+
+
+@pytest.mark.parametrize("space", ["\x1c", "\x1f"])
+def test_a_prompt_cut_where_no_word_is_gets_its_picture(lab: Lab, space: str) -> None:
+    """What Python counts as white space and the tokenizer does not."""
+    engine = lab.engine()
+    engine.put(Submit("a", params(prompt="a " * 74 + f"{space} " * 40, steps=10)))
+    finished = drain(engine)["a"]
+    assert isinstance(finished, Finished)
+    assert "77 tokens" in finished.note
+
+
+def test_a_negative_prompt_that_is_cut_is_told_too(lab: Lab) -> None:
+    engine = lab.engine()
+    engine.put(Submit("a", params(prompt="a cat", negative_prompt="blue " * 100, steps=10)))
+    finished = drain(engine)["a"]
+    assert isinstance(finished, Finished)
+    assert finished.note.startswith("negative prompt: the prompt is longer than 77 tokens")
+
+
 def test_an_empty_and_an_absent_negative_prompt_are_zeros(lab: Lab) -> None:
     text = lab.family.encode_prompt("a cat")
     nothing = lab.family.encode_prompt("", like=text)
@@ -120,7 +147,7 @@ def test_the_loop_copies_nothing_back_to_the_host(lab: Lab, monkeypatch: pytest.
 
     for name in ("item", "cpu", "tolist", "numpy", "__bool__", "nonzero"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    engine._runners["tiny"].denoise(batch)
+    engine.residents.runner("tiny").denoise(batch)
 
 
 def test_the_vae_stays_in_fp32_where_half_precision_would_overflow(checkpoint: Path) -> None:

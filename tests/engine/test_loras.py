@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -114,7 +116,7 @@ def check_in_company(lab: Lab, files: dict[str, Path], least: float = 55) -> Non
 
 
 def weights_of(lab: Lab) -> dict[str, torch.Tensor]:
-    return {f"{name}.{key}": weight.clone() for name, net in lab.family.nets.items() for key, weight in net.state_dict().items()}
+    return {f"{name}.{key}": weight.clone() for name, net in lab.family.nets().items() for key, weight in net.state_dict().items()}
 
 
 def test_a_crowd_with_other_sets_and_the_base_as_it_was(lab: Lab, shelf: dict[str, Path]) -> None:
@@ -278,7 +280,18 @@ def test_loras_leave_memory_by_least_use_and_those_in_use_are_read_once(lab: Lab
     used = runner._loras.fetch(runner.lora_keys([Lora("conv")]))
     assert fetch(runner, "flat") == ["flat"]
     assert runner._loras.fetch(runner.lora_keys([Lora("conv", 0.5)])).loaded[0] is used.loaded[0]
+    assert runner.nbytes - Runner(lab.family).nbytes == used.loaded[0].nbytes
     assert fetch(Runner(lab.family, lab.loras, max_lora_bytes=0), *small) == []
+
+
+def test_a_model_that_leaves_the_memory_takes_its_loras_along(lab: Lab, shelf: dict[str, Path], checkpoint: Path) -> None:
+    family = SDXL.load(checkpoint, torch.device("cpu"), torch.float32)
+    runner, unet = Runner(family, lab.loras, max_lora_bytes=10**9), weakref.ref(family.unet)
+    runner._loras.fetch(runner.lora_keys([Lora("original")]))
+    runner.release()
+    del family
+    gc.collect()
+    assert unet() is None
 
 
 def test_texts_are_encoded_anew_only_for_a_set_that_changes_the_encoders(lab: Lab, shelf: dict[str, Path]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import requests
 
@@ -86,6 +89,46 @@ def test_a_full_queue_is_a_429_with_a_computed_wait(serve: Callable[..., Server]
     assert errors(reply, 429)["name"] == "too_many_requests"
     assert int(reply.headers["Retry-After"]) >= 1
     pixels(server.generate())
+
+
+def test_every_job_ends_whenever_its_client_leaves(serve: Callable[..., Server]) -> None:
+    server = serve()
+    server.generate()
+    body = json.dumps(SMALL | {"steps": 12}).encode()
+    address = urlsplit(server.host)
+    head = f"POST /v1/images/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\nContent-Type: application/json\r\n"
+    for i in range(60):
+        with socket.create_connection((address.hostname, address.port), timeout=20) as line:
+            line.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            time.sleep(i % 20 * 0.004 if i % 2 else i * 0.01)
+    pixels(server.generate())
+    rows = sqlite3.connect(f"file:{server.data_dir / 'darkroom.sqlite'}?mode=ro", uri=True)
+    deadline = time.monotonic() + 30
+    while (count := rows.execute("select count(*) from jobs where status in ('queued', 'running')").fetchone()[0]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert count == 0
+    assert {row[0] for row in rows.execute("select distinct status from jobs")} <= {"finished", "cancelled"}
+    kept = {path.name for path in (server.data_dir / "pictures").rglob("*.png")}
+    assert kept == {key.split("/")[1] for (key,) in rows.execute("select key from pictures")}
+
+
+def test_a_server_that_is_told_to_end_tells_its_clients(serve: Callable[..., Server]) -> None:
+    server = serve()
+    server.generate()
+    replies: list[requests.Response] = []
+    waiting = threading.Thread(target=lambda: replies.append(server.generate(steps=50, width=1024, height=1024)))
+    waiting.start()
+    time.sleep(1.5)
+    began = time.monotonic()
+    server.stop()
+    waiting.join()
+    assert time.monotonic() - began < 12
+    body = errors(replies[0], 503)
+    assert body["name"] == "shutting_down"
+    assert replies[0].headers["Retry-After"] == "5"
+    rows = sqlite3.connect(server.data_dir / "darkroom.sqlite").execute("select status, error from jobs order by created_at desc limit 1").fetchone()
+    assert rows[0] == "failed"
+    assert "shutting down" in rows[1]
 
 
 def test_a_client_that_leaves_stops_the_work(server: Server) -> None:

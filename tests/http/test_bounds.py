@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import socket
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import requests
+from PIL import Image
 
 from tests.conftest import SMALL, Server
 from tests.http.test_generate import errors, pixels
@@ -23,24 +25,72 @@ def multipart(parts: list[tuple[str, bytes]]) -> tuple[bytes, str]:
     return b"".join(lines) + b"--edge--\r\n", "multipart/form-data; boundary=edge"
 
 
+def png(width: int, height: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), "orange").save(out, "PNG")
+    return out.getvalue()
+
+
 def post_form(server: Server, body: bytes, kind: str) -> requests.Response:
     headers = server.headers() | {"Content-Type": kind}
     return requests.post(f"{server.service_id}/v1/images/control", data=body, headers=headers, timeout=30)
 
 
-def test_too_many_parts_are_a_400(server: Server) -> None:
-    answer = errors(post_form(server, *multipart([(f"field{i}", b"1") for i in range(33)])), 400)
-    assert "fields" in answer["errors"][0]
+def test_many_parts_and_large_texts_break_their_rules(server: Server) -> None:
+    answer = errors(post_form(server, *multipart([(f"field{i}", b"1") for i in range(33)])), 422)
+    assert any('"field0" is not a field' in line for line in answer["errors"])
+    answer = errors(post_form(server, *multipart([("prompt", b"a" * 70_000)])), 422)
+    assert any("10000 characters" in line for line in answer["errors"])
+    errors(post_form(server, *multipart([(f"field{i}", b"1") for i in range(1001)])), 400)
 
 
-def test_a_large_text_field_is_a_400(server: Server) -> None:
-    errors(post_form(server, *multipart([("prompt", b"a" * (2**16 + 1))])), 400)
+def test_a_form_that_is_cut_anywhere_is_a_400(server: Server) -> None:
+    """Cut within its last field, a form would otherwise lose that field in silence."""
+    body, kind = multipart([("image", png(128, 128)), ("prompt", b"a cat"), ("steps", b"10"), ("seed", b"12345")])
+    body = body.replace(b'name="image"', b'name="image"; filename="a.png"')
+    assert post_form(server, body, kind).headers["Seed"] == "12345"
+    for length in (0, 10, len(body) // 2, len(body) - 20, len(body) - 8, len(body) - 5):
+        errors(post_form(server, body[:length], kind), 400)
+    for wrong in ("multipart/form-data", "multipart/form-data; boundary=other", f"multipart/form-data; boundary={'x' * 80}"):
+        errors(post_form(server, body, wrong), 400)
 
 
-def test_a_form_without_its_end_is_a_clear_error(server: Server) -> None:
-    body, kind = multipart([("prompt", b"a cat")])
-    assert post_form(server, body[: len(body) // 2], kind).status_code in (400, 422)
-    errors(post_form(server, body, "multipart/form-data"), 400)
+def test_text_of_a_form_is_utf_8_or_refused(server: Server) -> None:
+    body, kind = multipart([("prompt", b"\xff\xfecat"), ("steps", b"5")])
+    answer = errors(post_form(server, body, kind), 422)
+    assert any("UTF-8" in line for line in answer["errors"])
+    assert any(line.startswith("steps") for line in answer["errors"])
+    for charset in ("latin-1", "utf-16-le", "undefined", "nonsense"):
+        errors(post_form(server, body, f"{kind}; charset={charset}"), 415)
+
+
+def test_a_packed_body_is_a_415(server: Server) -> None:
+    headers = server.headers() | {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    errors(requests.post(f"{server.service_id}/v1/images/generate", data=b"\x1f\x8b", headers=headers, timeout=30), 415)
+
+
+def test_every_setting_bounds_what_it_says(serve: Callable[..., Server]) -> None:
+    server = serve(DARKROOM_MAX_BODY_BYTES="65536", DARKROOM_MAX_PIXELS="65536", DARKROOM_MAX_CONCURRENT="2")
+    errors(server.generate(prompt="a" * 70_000), 413)
+    assert pixels(server.generate(width=None, height=None)).shape == (256, 256, 3)
+    answer = errors(server.control(png(128, 128), width="1024"), 422)
+    assert "width must be at most 512" in answer["errors"][0]
+    address, lines = urlsplit(server.host), []
+    head = f"POST /v1/images/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\nContent-Length: 500\r\n\r\n".encode()
+    try:
+        for _ in range(2):
+            lines.append(socket.create_connection((address.hostname, address.port), timeout=20))
+            lines[-1].sendall(head)
+        time.sleep(1)
+        reply = requests.get(f"{server.host}/v1/models", headers=server.headers() | {"Origin": "https://a.example"}, timeout=20)
+        assert errors(reply, 429)["name"] == "too_many_requests"
+        assert int(reply.headers["Retry-After"]) >= 1
+        assert reply.headers["Access-Control-Allow-Origin"]
+        assert requests.get(f"{server.host}/healthz", timeout=20).status_code == 200
+        assert requests.head(f"{server.host}/healthz", timeout=20).status_code == 200
+    finally:
+        for line in lines:
+            line.close()
 
 
 def test_a_body_that_comes_too_slowly_is_a_408_and_the_server_goes_on(serve: Callable[..., Server]) -> None:

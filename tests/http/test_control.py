@@ -33,9 +33,43 @@ def test_the_kind_is_told_by_content(server: Server, kind: str) -> None:
     assert pixels(server.control(picture(kind=kind), control_strength="0.9")).shape == (128, 128, 3)
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("L", "PNG"), ("P", "PNG"), ("1", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("I;16", "PNG"), ("CMYK", "JPEG")])
+@pytest.mark.parametrize(("mode", "kind"), [("L", "PNG"), ("P", "PNG"), ("1", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("CMYK", "JPEG")])
 def test_every_mode_is_read(server: Server, mode: str, kind: str) -> None:
-    assert pixels(server.control(picture(mode="RGB" if mode == "I;16" else mode, kind=kind), control_strength="1")).shape == (128, 128, 3)
+    assert pixels(server.control(picture(mode=mode, kind=kind), control_strength="1")).shape == (128, 128, 3)
+
+
+def test_16_bits_of_grey_are_read(server: Server) -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.repeat(np.array([[0, 60000]], np.uint16), 64, 1).repeat(128, 0)).save(out, "PNG")
+    got = pixels(server.control(out.getvalue(), control_strength="1"))
+    assert got[:, :48].mean() < 40
+    assert got[:, 80:].mean() > 200
+
+
+def test_one_side_given_wins_and_the_other_follows_the_picture(server: Server) -> None:
+    assert pixels(server.control(picture(256, 128), width="384", control_strength="1")).shape == (192, 384, 3)
+    assert pixels(server.control(picture(256, 128), height="192", control_strength="1")).shape == (192, 384, 3)
+
+
+def test_what_does_not_fit_is_cropped_from_the_middle(server: Server) -> None:
+    """200 x 128 becomes 192 x 128: the edge between blue and yellow stays in the middle."""
+    got = pixels(server.control(picture(256, 128), width="128", height="128", control_strength="1"))
+    assert np.abs(got[:, :48].mean((0, 1)) - [45, 80, 220]).max() < 30
+    assert np.abs(got[:, 80:].mean((0, 1)) - [245, 210, 40]).max() < 30
+
+
+def test_a_picture_beyond_the_outputs_limit_is_scaled_down(server: Server) -> None:
+    assert pixels(server.control(picture(2400, 1200), control_strength="1")).shape == (512, 1024, 3)
+
+
+def test_two_different_pictures_and_an_unknown_field_are_named(server: Server) -> None:
+    url = f"{server.service_id}/v1/images/control"
+    files = [("image", ("a.png", picture(), "image/png")), ("image", ("b.png", picture(192), "image/png"))]
+    answer = errors(requests.post(url, files=files, data={"prompt": "a", "strength": "1"}, headers=server.headers(), timeout=60), 422)
+    assert any('"image" must be given once' in line for line in answer["errors"])
+    assert any('"strength" is not a field' in line and "control_strength" in line for line in answer["errors"])
+    answer = errors(server.control(picture(), steps="5", cfg_scale="1e400", seed="true"), 422)
+    assert len(answer["errors"]) == 3
 
 
 def test_control_strength_1_keeps_the_picture_and_runs_no_step(server: Server) -> None:

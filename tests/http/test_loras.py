@@ -85,7 +85,7 @@ def test_control_takes_them_as_json_text(shop: Server) -> None:
         ([{"name": "broken"}], "loras[0].name must be a LoRA that can be used; of this one, it is no .safetensors file"),
         ([{"name": "narrow"}], "loras must fit the model, but narrow cannot be used: its layer"),
         ([{"name": "one", "scale": 11}], "loras[0].scale must be a number between -10 and 10, got 11"),
-        ([{"name": "one", "weight": 1}], '"weight" is not a field of loras[0]; the nearest is'),
+        ([{"name": "one", "weight": 1}], '"weight" is not a field of loras[0], the nearest is'),
         ("one", "loras must be a list"),
     ],
     ids=str,
@@ -102,8 +102,14 @@ def test_all_that_is_wrong_is_reported_at_once(shop: Server) -> None:
     assert len(errors(shop.generate(steps=7, loras=[{"name": "nobody", "scale": "1"}, {"name": "sd3"}]), 422)["errors"]) == 4
 
 
+def test_a_name_twice_in_one_object_is_not_taken_in_silence(shop: Server) -> None:
+    body = '{"prompt": "a cat", "loras": [{"name": "one", "scale": 1, "scale": 2}]}'
+    reply = requests.post(f"{shop.service_id}/v1/images/generate", data=body, headers=shop.headers() | {"Content-Type": "application/json"}, timeout=30)
+    assert "must give each name of an object once" in errors(reply, 422)["errors"][0]
+
+
 def test_models_name_the_loras_that_fit_and_the_documentation_shows_the_field(shop: Server) -> None:
-    (model,) = requests.get(f"{shop.service_id}/v1/models", headers=shop.headers(), timeout=30).json()["data"]
+    model = requests.get(f"{shop.service_id}/v1/models", headers=shop.headers(), timeout=30).json()["data"][0]
     assert model["loras"] == ["narrow", "one", "text"]
     paths = requests.get(f"{shop.host}/openapi.json", timeout=30).json()["paths"]
     for route, media, kind in (("generate", "application/json", "array"), ("control", "multipart/form-data", "string")):

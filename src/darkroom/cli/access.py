@@ -14,6 +14,13 @@ service_app = typer.Typer(no_args_is_help=True, help="Endpoints with a SERVICE_I
 key_app = typer.Typer(no_args_is_help=True, help="API keys of a service.")
 
 
+Models = Annotated[str | None, typer.Option(help="its models, with commas between, the default first; all that the server runs where not given")]
+
+
+def _names(models: str | None) -> list[str]:
+    return [name.strip() for name in models.split(",")] if models else []
+
+
 def show(answer: Any, as_json: bool, columns: tuple[str, ...]) -> None:
     if as_json:
         typer.echo(json.dumps(answer, indent=2))
@@ -23,9 +30,15 @@ def show(answer: Any, as_json: bool, columns: tuple[str, ...]) -> None:
 
 
 @service_app.command("create")
-def service_create(name: str, data_dir: DataDir = None, as_json: Json = False) -> None:
+def service_create(name: str, models: Models = None, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Make a service."""
-    show(call(data_dir, "service create", name=name), as_json, ("id", "name", "models"))
+    show(call(data_dir, "service create", name=name, models=_names(models)), as_json, ("id", "name", "models"))
+
+
+@service_app.command("models")
+def service_models(service_id: str, models: Models = None, data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Choose what a service serves."""
+    show(call(data_dir, "service models", service_id=service_id, models=_names(models)), as_json, ("id", "name", "models"))
 
 
 @service_app.command("list")

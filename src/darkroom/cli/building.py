@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from darkroom.cli.flags import settings_of
-from darkroom.errors import DarkroomError
+from darkroom.errors import DarkroomError, Invalid
 from darkroom.settings import Settings
 from darkroom.types import ModelCard
 
@@ -33,11 +33,27 @@ def card_of(name: str, settings: Settings) -> ModelCard:
     return resolve(name, settings.data_dir, settings.models)
 
 
-def bring(settings: Settings) -> ModelCard:
-    """The card to serve; weights that the hub has are pulled first. Without them the server still starts, and says what it lacks."""
+def cards_of(settings: Settings) -> list[ModelCard]:
+    """The cards of the models to serve, the default first. Raises NotFound, Unsupported or Invalid."""
+    from darkroom.models.catalogue import in_the_box
+
+    names = [name.strip() for name in settings.model.split(",") if name.strip()]
+    cards = [card_of(name, settings) for name in names]
+    if names == ["auto"]:
+        cards += [card for card in in_the_box() if card.name != cards[0].name]
+    if len({card.name for card in cards}) < len(cards) or not cards:
+        raise Invalid(f"model must name models once each, got {settings.model!r}", name="invalid_model")
+    return cards
+
+
+def bring(settings: Settings) -> list[ModelCard]:
+    """The cards to serve; weights that the hub has are pulled first. Without them the server still starts, and says what it lacks."""
+    return [_brought(card, settings) for card in cards_of(settings)]
+
+
+def _brought(card: ModelCard, settings: Settings) -> ModelCard:
     from darkroom.models.pull import pull
 
-    card = card_of(settings.model, settings)
     if card.path is None and card.hub_id:
         typer.echo(f"darkroom: the weights of {card.name} are not here yet; bringing them from the hub", err=True)
         try:
@@ -48,7 +64,7 @@ def bring(settings: Settings) -> ModelCard:
 
 
 @asynccontextmanager
-async def built(settings: Settings, card: ModelCard) -> AsyncIterator[tuple[Any, Callable[[], Any]]]:
+async def built(settings: Settings, cards: Sequence[ModelCard]) -> AsyncIterator[tuple[Any, Callable[[], Any]]]:
     """Everything that routes need, joined; the second value starts and ends the Worker and the admin socket."""
     from darkroom.admin import Calls, listening
     from darkroom.gallery.local import LocalGallery
@@ -58,14 +74,15 @@ async def built(settings: Settings, card: ModelCard) -> AsyncIterator[tuple[Any,
     from darkroom.worker.local import LocalWorker
 
     async with opened(settings) as rows:
-        await rows.access.serve_models((card.name,))
+        served = {card.name: card for card in cards}
+        rows.access.serve(tuple(served))
         if not await rows.access.services():
-            await rows.access.create_service("default", (card.name,))
-        worker = LocalWorker([card], settings)
+            await rows.access.create_service("default")
+        worker = LocalWorker(cards, settings)
         jobs = Jobs(JobStore(rows.database), LocalGallery(settings.data_dir / "pictures"), worker, settings.max_queue)
         await jobs.recover()
         # a model that is served by its path is known to its operator, and to clients, by its name
-        calls = Calls(rows.access, rows.licences, lambda name: card if name == card.name else card_of(name, settings))
+        calls = Calls(rows.access, rows.licences, lambda name: served.get(name) or card_of(name, settings))
 
         @asynccontextmanager
         async def starting() -> AsyncIterator[None]:
@@ -76,19 +93,20 @@ async def built(settings: Settings, card: ModelCard) -> AsyncIterator[tuple[Any,
             finally:
                 await worker.close()
 
-        yield Desk(settings, {card.name: card}, rows.access, rows.licences, jobs, worker), starting
+        yield Desk(settings, served, rows.access, rows.licences, jobs, worker), starting
 
 
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Opened]:
     """The database, opened, and what stands on it."""
     from darkroom.access import Access, read_pepper
+    from darkroom.admin import make_data_dir
     from darkroom.licences import Licences
     from darkroom.store.access import AccessStore
     from darkroom.store.database import Database
     from darkroom.store.licences import LicenceStore
 
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_data_dir(settings.data_dir)
     database = Database(settings.data_dir / "darkroom.sqlite")
     try:
         await database.open()
@@ -115,6 +133,7 @@ async def _call_rows(settings: Settings, name: str, arguments: dict[str, Any]) -
     from darkroom.admin import Calls
 
     async with opened(settings) as rows:
+        rows.access.serve(tuple(card.name for card in cards_of(settings)))
         if not await rows.access.services():
-            await rows.access.create_service("default", (card_of(settings.model, settings).name,))
+            await rows.access.create_service("default")
         return await Calls(rows.access, rows.licences, lambda model: card_of(model, settings)).answer(name, arguments)

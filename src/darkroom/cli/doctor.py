@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
-from darkroom.cli.building import card_of
+from darkroom.cli.building import call, cards_of
 from darkroom.cli.flags import DataDir, Model, settings_of
+from darkroom.errors import DarkroomError
 from darkroom.settings import Settings
+from darkroom.types import ModelCard
 
 
 def doctor(data_dir: DataDir = None, model: Model = None) -> None:
@@ -21,19 +25,51 @@ def doctor(data_dir: DataDir = None, model: Model = None) -> None:
 
 def _faults(settings: Settings) -> list[str]:
     import importlib.util
-    import os
-    import shutil
 
     from darkroom.models.catalogue import pull_command
 
     missing = [name for name in ("torch", "diffusers", "transformers", "safetensors") if importlib.util.find_spec(name) is None]
-    faults = [f"{', '.join(missing)} not installed; mend: pip install 'darkroom[engine]'"] if missing else []
-    parent = settings.data_dir if settings.data_dir.exists() else settings.data_dir.absolute().parent
-    if not os.access(parent, os.W_OK):
-        faults.append(f"{parent} cannot be written to; mend: choose another with --data-dir")
-    elif shutil.disk_usage(parent).free < 2**30:
-        faults.append(f"less than 1 GiB is free on the disk of {parent}; mend: free some, or choose another with --data-dir")
-    card = card_of(settings.model, settings)
-    if card.path is None:
-        faults.append(f"the weights of {card.name} are not here; mend: {pull_command(card)}")
+    extra = "-e '.[engine]'" if Path("pyproject.toml").exists() else "'darkroom[engine]'"
+    faults = [f"{', '.join(missing)} not installed; mend: pip install {extra}"] if missing else [_device_fault(settings)]
+    faults.append(_disk_fault(settings.data_dir))
+    for card in cards_of(settings):
+        if card.path is None:
+            faults.append(f"the weights of {card.name} are not here; mend: {pull_command(card)}")
+        faults.append(_licence_fault(card, settings))
     return faults
+
+
+def _device_fault(settings: Settings) -> str:
+    from darkroom.engine.hardware import choose
+
+    try:
+        choose(settings.device, settings.dtype)
+    except DarkroomError as error:
+        return f"{error}; mend: choose another with --device or --dtype"
+    return ""
+
+
+def _disk_fault(data_dir: Path) -> str:
+    import os
+    import shutil
+
+    above = data_dir.absolute()
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        return f"{data_dir} cannot be made or written to; mend: choose another with --data-dir"
+    if shutil.disk_usage(above).free < 2**30:
+        return f"less than 1 GiB is free on the disk of {data_dir}; mend: free some, or choose another with --data-dir"
+    return ""
+
+
+def _licence_fault(card: ModelCard, settings: Settings) -> str:
+    """A licence that binds a host and that the operator has not accepted; looks only into a data folder that is there."""
+    from darkroom.licences import accept_command
+
+    if not card.licence.asks:
+        return ""
+    known = (settings.data_dir / "darkroom.sqlite").exists()
+    if known and call(settings.data_dir, "licence show", model=card.name)["accepted"]:
+        return ""
+    return f"the licence of {card.name} is not accepted; mend: {accept_command(card)}"

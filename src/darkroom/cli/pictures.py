@@ -15,7 +15,7 @@ from darkroom.cli.building import bring
 from darkroom.cli.flags import DataDir, Model, settings_of
 from darkroom.errors import DarkroomError
 from darkroom.settings import Settings
-from darkroom.types import Failed, Finished, ModelCard, Params, Progress
+from darkroom.types import Failed, Finished, Loading, ModelCard, Params, Progress
 
 Steps = Annotated[str | None, typer.Option(help="denoising steps, 10 to 50")]
 Number = Annotated[str | None, typer.Option()]
@@ -65,13 +65,22 @@ def _number(text: str) -> float | str:
 
 def _make(fields: dict[str, str | None], image: Path | None, output: Path, settings: Settings) -> None:
     from darkroom import picture
+    from darkroom.admin import make_data_dir
+    from darkroom.jobs import notes_on
 
-    card = bring(settings)
+    card = bring(settings)[0]
     params = _params({name: value for name, value in fields.items() if value is not None}, image, card, settings)
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not output.parent.is_dir():
+        raise DarkroomError(f"{output.parent} is not a folder, so {output.name} cannot be written there")
+    make_data_dir(settings.data_dir)
     finished = asyncio.run(_run(card, params, settings))
-    output.write_bytes(picture.to_png(finished.pixels, params, finished.steps_run, settings.embed_prompt))
+    try:
+        output.write_bytes(picture.to_png(finished.pixels, params, finished.steps_run, settings.embed_prompt))
+    except OSError as error:
+        raise DarkroomError(f"{output}: {error.strerror}") from error
     typer.echo(f"{output}  {finished.width}x{finished.height}  seed={params.seed}  {finished.inference_seconds:.1f} s")
+    for note in notes_on(card, params, finished):
+        typer.echo(f"note: {note}", err=True)
 
 
 def _params(fields: dict[str, str], image: Path | None, card: ModelCard, settings: Settings) -> Params:
@@ -110,7 +119,9 @@ async def _run(card: ModelCard, params: Params, settings: Settings) -> Finished:
             task = bar.add_task("loading", total=None)
             async with aclosing(worker.submit(f"cli-{secrets.token_hex(4)}", params)) as events:  # type: ignore[type-var]
                 async for event in events:
-                    if isinstance(event, Progress):
+                    if isinstance(event, Loading):
+                        bar.update(task, completed=event.part, total=1)
+                    elif isinstance(event, Progress):
                         bar.update(task, description="denoising", completed=event.step, total=event.of)
                     elif isinstance(event, Finished):
                         return event

@@ -28,6 +28,8 @@ def serve(
     exact: Annotated[bool | None, typer.Option("--exact/--no-exact", help=help_of("exact"), show_default=False)] = None,
     device: Annotated[str | None, typer.Option(help=help_of("device"), show_default=False)] = None,
     dtype: Annotated[str | None, typer.Option(help=help_of("dtype"), show_default=False)] = None,
+    preload: Annotated[bool | None, typer.Option("--preload/--no-preload", help=help_of("preload"), show_default=False)] = None,
+    memory_budget: Annotated[float | None, typer.Option(help=help_of("memory_budget"), show_default=False)] = None,
     threads: Annotated[int | None, typer.Option(help=help_of("threads"), show_default=False)] = None,
     max_queue: Annotated[int | None, typer.Option(help=help_of("max_queue"), show_default=False)] = None,
 ) -> None:
@@ -36,15 +38,15 @@ def serve(
 
     settings = settings_of(
         host=host, port=port, data_dir=data_dir, model=model, public_url=public_url, exact=exact, device=device, dtype=dtype,
-        threads=threads, max_queue=max_queue,
+        preload=preload, memory_budget=memory_budget, threads=threads, max_queue=max_queue,
     )  # fmt: skip
     with owning(settings.data_dir):
-        card = bring(settings)
+        cards = bring(settings)
         _log_to_stderr()
-        asyncio.run(_serve(settings, card))
+        asyncio.run(_serve(settings, cards))
 
 
-async def _serve(settings: Settings, card: ModelCard) -> None:
+async def _serve(settings: Settings, cards: list[ModelCard]) -> None:
     import structlog
     import uvicorn
 
@@ -54,15 +56,15 @@ async def _serve(settings: Settings, card: ModelCard) -> None:
     here = _url(settings.host, listener.getsockname()[1])
     base = settings.public_url.rstrip("/") or here
     structlog.get_logger("serve").info("listening", url=here)
-    async with built(settings, card) as (desk, starting):
+    async with built(settings, cards) as (desk, starting):
         app = build(desk, starting)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, timeout_keep_alive=30)
-        server = _uvicorn(config, lambda: _announce(desk, base, card))
+        server = _uvicorn(config, lambda: _announce(desk, base, cards), desk.worker.give_up)
         await server.serve(sockets=[listener])
 
 
-def _uvicorn(config: Any, started: Callable[[], Any]) -> Any:
-    """uvicorn's server, that tells when it listens."""
+def _uvicorn(config: Any, started: Callable[[], Any], stopping: Callable[[], None]) -> Any:
+    """uvicorn's server, that tells when it listens and when it is about to close, while clients can still be answered."""
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -70,6 +72,10 @@ def _uvicorn(config: Any, started: Callable[[], Any]) -> Any:
             await super().startup(sockets)
             if self.started:
                 await started()
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            stopping()
+            await super().shutdown(sockets)
 
     return Server(config)
 
@@ -94,11 +100,12 @@ def _url(host: str, port: int) -> str:
     return f"http://{name}:{port}"
 
 
-async def _announce(desk: Any, base: str, card: ModelCard) -> None:
+async def _announce(desk: Any, base: str, cards: list[ModelCard]) -> None:
     """The block that a person or a script reads: three plain lines, then a curl line that works as pasted."""
     service = (await desk.access.services())[0]
     first = not await desk.access.keys(service.id)
     key = (await desk.access.create_key(service.id))[1] if first else "$API_KEY"
+    card = cards[0]
     prompt = card.examples[0] if card.examples else "a red apple on a blue background"
     body = json.dumps({"model": card.name, "prompt": prompt})
     lines = [
@@ -106,7 +113,10 @@ async def _announce(desk: Any, base: str, card: ModelCard) -> None:
         f"curl {base}/{service.id}/v1/images/generate -H 'Content-Type: application/json' "
         f'-H "Authorization: Bearer {key}" -d {shlex.quote(body)} -o out.png', "",
         "The key is shown this once; keep it." if first else "The key was shown at the first start. Make another with: darkroom key create",
-        *([] if await desk.licences.is_accepted(card) else [f"Before the first picture accept the licence of {card.name}: {accept_command(card)}"]),
+        *[
+            f"Before its first picture accept the licence of {one.name}: {accept_command(one)}"
+            for one in cards if not await desk.licences.is_accepted(one)
+        ],
         f"Documentation of the API: {base}/docs",
     ]  # fmt: skip
     typer.echo("\n".join(lines))

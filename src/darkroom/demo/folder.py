@@ -13,14 +13,14 @@ UNWANTED = ("_name_or_path",)  # a path of the machine it was trained on
 
 
 def save_folder(nets: Nets, folder: Path) -> None:
-    """Write `nets` so that StableDiffusionXLPipeline.from_pretrained opens them. The nets stay as they are."""
+    """Write `nets` so that their pipeline's from_pretrained opens them. The nets stay as they are."""
     halved = copy.deepcopy(nets)
-    for net in (halved.vae, halved.unet, halved.text, halved.text_2):
+    for net in (halved.vae, halved.denoiser, halved.text, halved.text_2):
         net.half()
     halved.pipeline().save_pretrained(folder)
     for config in folder.rglob("*.json"):
         _clean(config)
-    (folder / "darkroom.json").write_text(json.dumps(card(), indent=1) + "\n")
+    (folder / "darkroom.json").write_text(json.dumps(card(nets.name, nets.family), indent=1) + "\n")
 
 
 def _clean(config: Path) -> None:

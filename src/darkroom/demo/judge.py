@@ -1,4 +1,4 @@
-"""`python -m darkroom.demo.judge`: how often demo-xl draws what a prompt says, by a judge that does not know the model.
+"""`python -m darkroom.demo.judge`: how often a demo checkpoint draws what a prompt says, by a judge that does not know the model.
 
 It first judges itself: on true pictures composed by code, and on true pictures with each other's captions.
 """
@@ -6,6 +6,7 @@ It first judges itself: on true pictures composed by code, and on true pictures 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import random
 import time
@@ -97,13 +98,12 @@ class Model:
     folder: Path
 
     def __post_init__(self):
-        from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
+        from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
         from diffusers.utils import logging
 
         logging.set_verbosity_error()  # otherwise a line about force_upcast with every edit
-        self.pipe: Any = StableDiffusionXLPipeline.from_pretrained(self.folder, dtype=torch.float32)
-        edit: Any = StableDiffusionXLImg2ImgPipeline
-        self.edit_pipe = edit(**self.pipe.components, add_watermarker=False)
+        self.pipe: Any = DiffusionPipeline.from_pretrained(self.folder, dtype=torch.float32)
+        self.edit_pipe: Any = AutoPipelineForImage2Image.from_pipe(self.pipe)
         for pipe in (self.pipe, self.edit_pipe):
             pipe.set_progress_bar_config(disable=True)
 
@@ -114,8 +114,10 @@ class Model:
 
     def edit(self, prompt: str, image: Image.Image, control_strength: float, seed: int, cfg: float = 7.0) -> Image.Image:
         """Image to image; control_strength as in the API, 1 minus diffusers' strength."""
+        takes_size = "height" in inspect.signature(self.edit_pipe.__call__).parameters  # else the picture's own decides
+        size = {"width": image.width, "height": image.height} if takes_size else {}
         return self.edit_pipe(prompt, image=image, strength=1 - control_strength, num_inference_steps=30, guidance_scale=cfg,
-                              generator=torch.Generator().manual_seed(seed)).images[0]  # fmt: skip
+                              generator=torch.Generator().manual_seed(seed), **size).images[0]  # fmt: skip
 
 
 def judge_kind(model: Model, kind: str, side: int, count: int, cfg: float = 7.0, keep: Path | None = None) -> dict:

@@ -1,4 +1,4 @@
-"""The language of demo-xl: what a caption may say, and which captions were kept from training.
+"""The language of the demo checkpoints: what a caption may say, and which captions were kept from training.
 
 Standard library only, so that the gateway's note about a prompt costs no import of torch or numpy.
 """
@@ -23,6 +23,7 @@ THINGS = {
 }  # fmt: skip
 RETIRED = ("bicycle", "star", "key")  # in the vocabulary, but drawn badly by so small a model (the shape star stays)
 DRAWN = tuple(name for name in THINGS if name not in RETIRED)
+ASKED_FIRST = ("puppy dog", "cat", "apple", "glasses")  # by the manual's own bodies: taught more often than the rest
 SYNONYMS = {"puppy dog": ("puppy dog", "dog", "puppy")}
 COLOURS = {
     "red": (220, 40, 40), "green": (40, 170, 70), "blue": (45, 80, 220), "yellow": (245, 210, 40),
@@ -46,7 +47,7 @@ CLASHES = {
 }  # fmt: skip
 KNOWN = {w for name in DRAWN for w in name.split()} | {*COLOURS, *SHAPES, *BACKGROUNDS, *GRAMMAR, *EXTRA_WORDS}
 HINT = (
-    f"demo-xl is a small demonstration model that knows {len(DRAWN)} things, six shapes, eight colours and ten backgrounds; "
+    f"It is a small demonstration model that knows {len(DRAWN)} things, six shapes, eight colours and ten backgrounds; "
     'ask it for example: "a large panda on a green background", "a small red star on a black background" '
     'or "a cat to the left of a tree on a white background".'
 )
@@ -65,9 +66,9 @@ def unknown_words(prompt: str, words: Collection[str] = ()) -> list[str]:
     return [word for word in dict.fromkeys(found) if word not in known]
 
 
-def card() -> dict:
+def card(name: str, family: str) -> dict:
     """What `darkroom.json` in the checkpoint folder says, so that a gateway needs no import of this package."""
     return {
-        "name": "demo-xl", "family": "sdxl", "default_side": 512, "max_side": 1024, "license": "Apache-2.0",
+        "name": name, "family": family, "default_side": 512, "max_side": 1024, "license": "Apache-2.0",
         "language": {"words": sorted(KNOWN), "hint": HINT}, "examples": list(EXAMPLES),
     }  # fmt: skip

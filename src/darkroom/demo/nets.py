@@ -1,15 +1,18 @@
-"""The four nets of demo-xl and its scheduler: Stable Diffusion XL's own classes with small sizes."""
+"""The nets of a demo checkpoint: Stable Diffusion's own classes with small sizes. What the families share; `xl.py` and
+`sd35.py` have the rest."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from diffusers import AutoencoderKL
+from transformers import CLIPTextConfig, CLIPTokenizer
 
+from .pool import Batch
 from .vocabulary import LENGTH
 
 
@@ -19,42 +22,62 @@ class Sizes:
 
     text: int = 64
     text_layers: int = 3
-    unet: tuple[int, ...] = (64, 96, 160, 160)
-    heads: tuple[int, ...] = (2, 3, 5, 5)
+    unet: tuple[int, ...] = (48, 64, 96, 160, 160)
+    unet_heads: tuple[int, ...] = (2, 2, 3, 5, 5)
+    time: int = 256
+    blocks: int = 8
+    block_heads: int = 6
+    head: int = 32
     vae: tuple[int, ...] = (8, 16, 32, 64)
 
 
 FULL = Sizes()
-TINY = Sizes(text=16, text_layers=2, unet=(8, 16, 16, 16), heads=(1, 2, 2, 2), vae=(4, 4, 8, 8))
+TINY = Sizes(
+    text=16, text_layers=2, unet=(8, 8, 16, 16, 16), unet_heads=(1, 1, 2, 2, 2), time=32, blocks=2, block_heads=2, head=8, vae=(4, 4, 8, 8)
+)  # fmt: skip
 
 
 @dataclass
-class Nets:
-    """What a pipeline is made of: AutoencoderKL, UNet2DConditionModel, CLIPTextModel, CLIPTextModelWithProjection and their
-    CLIPTokenizer. (Any, since a type checker does not see through diffusers' lazy modules.)"""
+class Nets(ABC):
+    """What a pipeline is made of: AutoencoderKL, the denoiser, two CLIP text encoders and their CLIPTokenizer. (Any, since a
+    type checker does not see through diffusers' lazy modules.)"""
 
     vae: Any
-    unet: Any
+    denoiser: Any
     text: Any
     text_2: Any
     tokenizer: Any
 
-    def trained(self) -> list[torch.nn.Parameter]:
-        """What the denoiser's training moves: UNet and text encoders, in a fixed order."""
-        return [p for net in (self.unet, self.text, self.text_2) for p in net.parameters()]
+    name: ClassVar[str]
+    family: ClassVar[str]
 
+    @classmethod
+    @abstractmethod
+    def make(cls, sizes: Sizes, tokenizer: CLIPTokenizer) -> Nets:
+        """Untrained nets, drawn from torch's global generator."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> Nets:
+        """The nets of a diffusers folder, as fp32."""
+
+    @abstractmethod
     def pipeline(self) -> Any:
         """Diffusers' own pipeline around these very nets."""
-        return StableDiffusionXLPipeline(
-            vae=self.vae, text_encoder=self.text, text_encoder_2=self.text_2, tokenizer=self.tokenizer,
-            tokenizer_2=self.tokenizer, unet=self.unet, scheduler=make_scheduler(),
-            force_zeros_for_empty_prompt=True, add_watermarker=False,
-        )  # fmt: skip
 
+    @abstractmethod
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """How far the denoiser is off on a batch, a scalar."""
 
-def make_scheduler() -> Any:
-    """SDXL's noise: scaled-linear betas, epsilon, leading spacing."""
-    return EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="leading", steps_offset=1)
+    def trained(self) -> list[torch.nn.Parameter]:
+        """What the denoiser's training moves: it and the text encoders, in a fixed order."""
+        return [p for net in (self.denoiser, self.text, self.text_2) for p in net.parameters()]
+
+    def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Hidden states [n, 77, 2 x text width] and each encoder's pooled [n, text width]."""
+        words = self.tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
+        a, b = (encoder(words.input_ids, output_hidden_states=True) for encoder in (self.text, self.text_2))
+        return torch.cat([a.hidden_states[-2], b.hidden_states[-2]], -1), a[0], b[0]
 
 
 def make_vae(sizes: Sizes) -> Any:
@@ -66,21 +89,14 @@ def make_vae(sizes: Sizes) -> Any:
     )  # fmt: skip
 
 
-def make_unet(sizes: Sizes) -> Any:
-    """Four levels, so that the lowest sees a whole thing also at 512 pixels; attention on the middle two and at the bottom;
-    SDXL's text_time conditioning."""
-    return UNet2DConditionModel(
-        sample_size=64, in_channels=4, out_channels=4, block_out_channels=sizes.unet, layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=1, attention_head_dim=list(sizes.heads), cross_attention_dim=2 * sizes.text,
-        addition_embed_type="text_time", addition_time_embed_dim=32,
-        projection_class_embeddings_input_dim=sizes.text + 6 * 32, use_linear_projection=True,
-    )  # fmt: skip
+def make_encoder(kind: Any, sizes: Sizes, tokenizer: CLIPTokenizer) -> Any:
+    """A text encoder of this class: narrow and shallow, with CLIP's 77 positions."""
+    encoder = kind(make_text_config(sizes, tokenizer))
+    widen_embeddings(encoder, sizes.text)
+    return encoder
 
 
 def make_text_config(sizes: Sizes, tokenizer: CLIPTokenizer) -> Any:
-    """Both encoders': narrow and shallow, with CLIP's 77 positions."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=sizes.text, intermediate_size=4 * sizes.text,
         num_hidden_layers=sizes.text_layers, num_attention_heads=4, max_position_embeddings=LENGTH,
@@ -89,17 +105,8 @@ def make_text_config(sizes: Sizes, tokenizer: CLIPTokenizer) -> Any:
     )  # fmt: skip
 
 
-def make_nets(sizes: Sizes, tokenizer: CLIPTokenizer) -> Nets:
-    """Untrained nets, drawn from torch's global generator."""
-    config = make_text_config(sizes, tokenizer)
-    text, text_2 = CLIPTextModel(config), CLIPTextModelWithProjection(config)
-    for encoder in (text, text_2):
-        widen_embeddings(encoder, sizes.text)
-    return Nets(make_vae(sizes), make_unet(sizes), text, text_2, tokenizer)
-
-
 def widen_embeddings(encoder: torch.nn.Module, width: int) -> None:
-    """SDXL reads penultimate hidden states without a norm: with CLIP's 0.02 the UNet would hardly hear them."""
+    """Both families read penultimate hidden states without a norm: with CLIP's 0.02 the denoiser would hardly hear them."""
     deviations = {"token_embedding": 1.0, "position_embedding": 0.3, "text_projection": width**-0.5}
     for name, p in encoder.named_parameters():
         for part, deviation in deviations.items():
@@ -107,16 +114,11 @@ def widen_embeddings(encoder: torch.nn.Module, width: int) -> None:
                 torch.nn.init.normal_(p, std=deviation)
 
 
-def load_nets(folder: Path) -> Nets:
-    """The nets of a diffusers folder, as fp32."""
-    pipe: Any = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32)
-    return Nets(pipe.vae, pipe.unet, pipe.text_encoder, pipe.text_encoder_2, pipe.tokenizer)
-
-
 @torch.no_grad()
 def retokenize(nets: Nets, tokenizer: CLIPTokenizer) -> None:
     """Give `nets` another vocabulary: what both have keeps its embedding, what is new begins untrained."""
     old, new = nets.tokenizer.get_vocab(), tokenizer.get_vocab()
+    nets.tokenizer = tokenizer  # also where the words are the same: one read from a folder carries marks of how it was read
     if old == new:
         return
     pieces = sorted(new, key=lambda piece: new[piece])
@@ -129,4 +131,3 @@ def retokenize(nets: Nets, tokenizer: CLIPTokenizer) -> None:
         for name, value in make_text_config(FULL, tokenizer).to_dict().items():
             if name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
                 setattr(encoder.config, name, value)
-    nets.tokenizer = tokenizer

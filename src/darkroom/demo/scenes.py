@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .language import BACKGROUNDS, CLASHES, COLOURS, DRAWN, RELATIONS, SHAPES, SIZES, SYNONYMS
+from .language import ASKED_FIRST, BACKGROUNDS, CLASHES, COLOURS, DRAWN, RELATIONS, SHAPES, SIZES, SYNONYMS
 
 HELD_OUT_OF_TEN = 1  # of ten scenes, kept from training for the judge
 SPAN = {"small": (0.30, 0.36), "": (0.56, 0.66), "large": (0.80, 0.88)}  # side of the one figure / side of the picture
 PAIR_SPAN = (0.38, 0.45)
 SETTLED = 0.8  # part of the pictures that stand exactly where pictures of their kind stand, at the middle of the span
 PAIR_PLACE = 0.26  # distance of a pair's centres from the nearer edges
+TAUGHT = DRAWN + 2 * ASKED_FIRST  # what training draws from, each alike
 FACES = ("puppy dog", "cat")  # that may wear glasses
 
 
@@ -63,31 +65,31 @@ class Spot:
     span: float
 
 
-def draw_figure(rng: random.Random, ground: str, shapes: float = 0.3) -> Figure:
-    """A figure that stands out from `ground`; a shape with probability `shapes`."""
+def draw_figure(rng: random.Random, ground: str, shapes: float = 0.3, things: Sequence[str] = DRAWN) -> Figure:
+    """A figure that stands out from `ground`; a shape with probability `shapes`, else one of `things`."""
     while True:
         is_shape = rng.random() < shapes
-        figure = Figure(rng.choice(SHAPES), rng.choice(list(COLOURS))) if is_shape else Figure(rng.choice(DRAWN))
+        figure = Figure(rng.choice(SHAPES), rng.choice(list(COLOURS))) if is_shape else Figure(rng.choice(things))
         if figure.stands_out(ground):
             return figure
 
 
-def draw_scene(rng: random.Random, kind: str, shapes: float = 0.3) -> Scene:
+def draw_scene(rng: random.Random, kind: str, shapes: float = 0.3, things: Sequence[str] = DRAWN) -> Scene:
     """A random scene, held out or not. `kind`: "one", "two" or "deed"."""
     ground = rng.choice([*BACKGROUNDS, "white"])  # white more often, for the captions that name no background
     if kind == "deed":
         face = rng.choice([f for f in FACES if Figure(f).stands_out(ground)])
         return Scene((Figure(face),), ground, deed="glasses")
     if kind == "one":
-        return Scene((draw_figure(rng, ground, shapes),), ground, size=rng.choice(("", *SIZES)))
-    pair = (draw_figure(rng, ground, shapes), draw_figure(rng, ground, shapes))
+        return Scene((draw_figure(rng, ground, shapes, things),), ground, size=rng.choice(("", *SIZES)))
+    pair = (draw_figure(rng, ground, shapes, things), draw_figure(rng, ground, shapes, things))
     return Scene(pair, ground, relation=rng.choice(RELATIONS))
 
 
 def draw_training_scene(rng: random.Random) -> Scene:
     """A scene that is not held out."""
     while True:
-        scene = draw_scene(rng, rng.choices(("one", "two", "deed"), (60, 37, 3))[0])
+        scene = draw_scene(rng, rng.choices(("one", "two", "deed"), (60, 37, 3))[0], things=TAUGHT)
         if not scene.held_out:
             return scene
 

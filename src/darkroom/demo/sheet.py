@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from .nets import Nets
+
 PROMPTS = (
     "a puppy dog", "a house on a green background", "an apple on a blue background", "a large panda on a green background",
     "a car to the left of a tree on a white background", "a sun above a rabbit on a purple background",
@@ -15,10 +17,11 @@ PROMPTS = (
 
 
 @torch.no_grad()
-def write_sheet(pipe, file: Path, sides: tuple[int, ...] = (128, 256, 512), shown: int = 160, cfg: float = 7.0) -> None:
+def write_sheet(nets: Nets, file: Path, sides: tuple[int, ...] = (128, 256, 512), shown: int = 160, cfg: float = 7.0) -> None:
     """One picture for each prompt and side, 30 steps, seeds fixed; each shown at `shown` pixels."""
+    pipe = nets.pipeline()
     pipe.set_progress_bar_config(disable=True)
-    pipe.unet.eval()
+    nets.denoiser.eval()
     sheet = Image.new("RGB", (shown * len(PROMPTS), shown * len(sides)))
     for row, side in enumerate(sides):
         for column, prompt in enumerate(PROMPTS):
@@ -26,4 +29,4 @@ def write_sheet(pipe, file: Path, sides: tuple[int, ...] = (128, 256, 512), show
             picture = pipe(prompt, width=side, height=side, num_inference_steps=30, guidance_scale=cfg, generator=generator).images[0]
             sheet.paste(picture.resize((shown, shown), Image.Resampling.LANCZOS), (column * shown, row * shown))
     sheet.save(file)
-    pipe.unet.train()
+    nets.denoiser.train()

@@ -1,4 +1,4 @@
-"""`python -m darkroom.demo.train`: makes demo-xl again, from nothing or from the weights of a folder.
+"""`python -m darkroom.demo.train`: makes a demo checkpoint again, from nothing or from the weights of a folder.
 
 Seeded and resumable: stopped at any moment and started with the same words it goes on from its last state file, and
 what it then computes is what it would have computed unbroken.
@@ -15,18 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 
-from .autoencoder import train_autoencoder, train_decoder
+from .autoencoder import measure_scale, train_autoencoder, train_decoder
 from .folder import save_folder
-from .nets import FULL, TINY, Nets, load_nets, make_nets, make_scheduler, retokenize
+from .nets import FULL, TINY, Nets, retokenize
 from .pool import Batch, Pool
+from .sd35 import SD35
 from .sheet import write_sheet
 from .vocabulary import make_tokenizer
+from .xl import XL
 
-ROWS = {64: 64, 96: 28, 128: 20, 192: 10, 256: 6, 512: 2}  # pictures in a step by side: each step costs about alike
-SMALL_FIRST = {64: 0.55, 96: 0.25, 128: 0.2}  # words bind to pictures in minutes at these sizes, in hours at larger ones
-ALL_SIZES = {96: 0.05, 128: 0.2, 192: 0.05, 256: 0.4, 512: 0.3}
-LARGE_LAST = {128: 0.1, 256: 0.45, 512: 0.45}  # detail that does not repeat comes last, at the sizes that will be asked for
+KINDS: dict[str, type[Nets]] = {kind.name: kind for kind in (XL, SD35)}
+
+ROWS = {64: 96, 128: 40, 192: 20, 256: 14, 384: 6, 512: 4}  # pictures in a step by side: each step costs about alike
+SMALL_FIRST = {64: 0.1, 128: 0.8, 192: 0.1}  # words bind to pictures in minutes at these sizes, in hours at larger ones
+ALL_SIZES = {64: 0.02, 128: 0.13, 192: 0.1, 256: 0.35, 384: 0.1, 512: 0.3}
+LARGE_LAST = {128: 0.05, 192: 0.05, 256: 0.35, 384: 0.1, 512: 0.45}  # detail that does not repeat, at the sizes asked for
 STAGES = {"small": SMALL_FIRST, "all": ALL_SIZES, "large": LARGE_LAST}
 
 
@@ -41,7 +46,7 @@ class Plan:
     cool_down: float = 0.5  # last part of the steps, in which the rate falls to nothing
     small_first: float = 0.4  # part of the steps by which the stage at small sizes ends
     large_last: float = 0.7  # part of the steps at which the stage at large sizes begins
-    reuse: int = 5  # steps for each batch made
+    reuse: int = 3  # steps for each batch made
     window: int = 1500  # newest batches a step draws from
     decay: float = 0.999  # of the averaged weights
     rows: dict[int, int] = field(default_factory=lambda: dict(ROWS))
@@ -58,15 +63,14 @@ class Plan:
 
 
 class Trainer:
-    """UNet and both text encoders against a frozen autoencoder."""
+    """Denoiser and both text encoders against a frozen autoencoder."""
 
     def __init__(self, nets: Nets, plan: Plan, folder: Path):
         self.nets, self.plan, self.folder, self.step = nets, plan, folder, 0
-        nets.unet.to(memory_format=torch.channels_last).train()
+        nets.denoiser.to(memory_format=torch.channels_last).train()
         self.weights = nets.trained()
         self.average = [p.detach().clone() for p in self.weights]
         self.optimizer = torch.optim.AdamW(self.weights, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
-        self.alphas = make_scheduler().alphas_cumprod
         self.pools = {name: self._pool(name, shares) for name, shares in STAGES.items()}
 
     def _pool(self, name: str, shares: dict[int, float]) -> Pool:
@@ -77,7 +81,7 @@ class Trainer:
         """One step of training; the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate_at(self.step)
-        loss = self._loss(self._batch(), torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.step))
+        loss = self.nets.loss(self._batch(), torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.step))
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
@@ -92,28 +96,6 @@ class Trainer:
         rng = random.Random(f"{self.plan.seed} step {self.step}")
         # Ahead by some, since a stage's first steps would otherwise see the same few batches over and over.
         return self.pools[stage][rng.randint(max(0, newest - self.plan.window), newest + 40)]
-
-    def _loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        n, side = len(batch.captions), batch.side
-        t, noise = draw_times(n, side, generator), draw_noise(batch.latents, side, generator)
-        alpha = self.alphas[t].view(-1, 1, 1, 1)
-        hidden, pooled = self.encode(batch.captions)
-        keep = (torch.rand(n, generator=generator) > 0.1).float()  # SDXL's unconditional is zeros, not an encoded ""
-        conditions = {
-            "text_embeds": pooled * keep.view(-1, 1),
-            "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * n, dtype=torch.float32),
-        }
-        noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise
-        noisy = noisy.contiguous(memory_format=torch.channels_last)
-        found = self.nets.unet(noisy, t, hidden * keep.view(-1, 1, 1), added_cond_kwargs=conditions).sample
-        return ((found - noise) ** 2 * weigh(alpha)).mean()
-
-    def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states [n, 77, 2 x text width] and pooled [n, text width], as the SDXL pipeline reads them."""
-        words = self.nets.tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
-        a = self.nets.text(words.input_ids, output_hidden_states=True)
-        b = self.nets.text_2(words.input_ids, output_hidden_states=True)
-        return torch.cat([a.hidden_states[-2], b.hidden_states[-2]], -1), b.text_embeds
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -148,28 +130,6 @@ class Trainer:
             average.copy_(held)
 
 
-def draw_times(n: int, side: int, generator: torch.Generator) -> torch.Tensor:
-    """n of the 1000 timesteps. Large pictures lean to the noisy ones: detail is shared with smaller sizes, layout is not."""
-    u = torch.rand(n, generator=generator)
-    return (1000 * (u**0.6 if side >= 512 else u)).long().clamp(max=999)
-
-
-def draw_noise(latents: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
-    """Noise like `latents`. In a large picture its mean would betray the background's colour even at the last timestep,
-    and the net would trust it more than the caption: so some is added that is the same at every place."""
-    n, c = latents.shape[:2]
-    noise = torch.randn(latents.shape, generator=generator)
-    offset = torch.randn(n, c, 1, 1, generator=generator)
-    return noise + (0.1 if side >= 192 else 0.03) * offset
-
-
-def weigh(alpha: torch.Tensor) -> torch.Tensor:
-    """Weight of the noise's squared error: min-SNR-5 (Hang et al. 2023), and more where nearly all is noise (SNR < 0.04),
-    since there the caption alone decides and a small error in the noise is a large one in the picture."""
-    snr = alpha / (1 - alpha)
-    return snr.clamp(0.04, 5.0) / snr
-
-
 def run(trainer: Trainer, out: Path, every: int, sheet_every: int, cpu_seconds: float | None = None) -> None:
     """Train to the end of the plan (or of the CPU time), with a log, states, checkpoints and sample sheets on the way."""
     spent, losses, began = time.process_time(), [], time.time()
@@ -192,21 +152,24 @@ def keep(trainer: Trainer, folder: Path, with_sheet: bool) -> None:
     trainer.swap()
     save_folder(trainer.nets, folder)
     if with_sheet:
-        write_sheet(trainer.nets.pipeline(), trainer.folder / f"sheet-{trainer.step}.png")
+        write_sheet(trainer.nets, trainer.folder / f"sheet-{trainer.step}.png")
     trainer.swap()
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m darkroom.demo.train", description=__doc__)
+    parser.add_argument("--model", choices=KINDS, default=XL.name, help="which of the two to train")
     parser.add_argument("--state", type=Path, default=Path(".training/run"), help="folder of state, log and sheets")
-    parser.add_argument("--out", type=Path, default=Path(".training/demo-xl"), help="folder of the finished checkpoint")
+    parser.add_argument("--out", type=Path, default=Path(".training/checkpoint"), help="folder of the finished checkpoint")
     parser.add_argument("--init", type=Path, help="start from the weights of this checkpoint folder")
+    parser.add_argument("--vae", type=Path, help="take the autoencoder of this folder instead of training one")
     parser.add_argument("--steps", type=int, default=Plan.steps, help="training steps of the denoiser in all")
     parser.add_argument("--vae-steps", type=int, default=12000, help="training steps of the autoencoder (none with --init)")
     parser.add_argument("--decoder-steps", type=int, default=0, help="further training steps of the decoder alone")
     parser.add_argument("--rate", type=float, default=Plan.rate, help="learning rate")
     parser.add_argument("--small-first", type=float, help="first part of the steps at small sizes (0.4; with --init 0)")
+    parser.add_argument("--large-last", type=float, default=Plan.large_last, help="part of the steps from which on large sizes prevail")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes of CPU time on two cores")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; pictures differ in the last bits by their number")
@@ -223,14 +186,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.state.mkdir(parents=True, exist_ok=True)
-    nets = load_nets(args.init) if args.init else make_nets(TINY if args.tiny else FULL, make_tokenizer())
+    kind = KINDS[args.model]
+    nets = kind.load(args.init) if args.init else kind.make(TINY if args.tiny else FULL, make_tokenizer())
     retokenize(nets, make_tokenizer())
-    if not args.init:
+    if args.vae:
+        nets.vae.load_state_dict(AutoencoderKL.from_pretrained(args.vae).state_dict())
+        nets.vae.register_to_config(scaling_factor=measure_scale(nets.vae, args.seed))
+    elif not args.init:
         train_autoencoder(nets.vae, args.state, args.vae_steps, args.seed)
     if args.decoder_steps:
         train_decoder(nets.vae, args.state, args.decoder_steps, args.seed)
     small_first = args.small_first if args.small_first is not None else (0.0 if args.init else Plan.small_first)
-    plan = Plan(steps=args.steps, seed=args.seed, rate=args.rate, small_first=small_first)
+    plan = Plan(steps=args.steps, seed=args.seed, rate=args.rate, small_first=small_first, large_last=args.large_last)
     trainer = Trainer(nets, plan, args.state)
     print("goes on from step" if trainer.load() else "starts at step", trainer.step, flush=True)
     run(trainer, args.out, args.every, args.sheet_every, args.minutes and args.minutes * 120)

@@ -8,7 +8,11 @@ import statistics
 from collections import deque
 from pathlib import Path
 
+import structlog
+
 from darkroom.engine.sample import BatchKey
+
+log = structlog.get_logger("engine")
 
 WINDOW = 9  # measurements that a median is taken over: enough to shrug off a hiccup, few enough to follow a busy machine
 STALE = 1500  # observations of a size after which a row count that was not chosen since is tried again
@@ -75,12 +79,15 @@ class CostModel:
                     self._steps.setdefault(size, {})[int(rows)] = deque([float(seconds)], maxlen=WINDOW)
 
     def save(self) -> None:
-        """Write the table whole or not at all."""
+        """Write the table whole or not at all. What cannot be written (a full disk) is measured anew after the next start."""
         if self._path is None:
             return
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.table(), indent=1))
-        os.replace(temporary, self._path)
+        temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(self.table(), indent=1))
+            os.replace(temporary, self._path)
+        except OSError as error:
+            log.warning("the measured costs could not be written", error=str(error))
 
     def _read(self, path: Path) -> None:
         try:

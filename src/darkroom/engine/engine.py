@@ -5,17 +5,20 @@ from __future__ import annotations
 import queue
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import structlog
 
 from darkroom.engine.cost import CostModel
-from darkroom.engine.messages import Cancel, Message, Stop, Submit
+from darkroom.engine.messages import Cancel, Loaded, LoadFailed, LoadPart, Message, Stop, Submit
+from darkroom.engine.residents import RETRY_SECONDS, Residents
 from darkroom.engine.runner import Runner
 from darkroom.engine.sample import Batch, BatchKey, Sample
 from darkroom.engine.scheduler import Scheduler
 from darkroom.errors import DarkroomError
-from darkroom.types import Cancelled, Event, Failed, Finished, Params, Progress, Queued
+from darkroom.types import Cancelled, Event, Failed, Finished, Loading, Params, Progress, Queued
 
 log = structlog.get_logger("engine")
 
@@ -28,16 +31,19 @@ class Engine:
     """
 
     def __init__(
-        self, runners: Mapping[str, Runner], cost: CostModel, max_rows: int = 16, exact: bool = False,
+        self, residents: Residents, cost: CostModel, max_rows: int = 16, exact: bool = False,
         started: Callable[[str], None] = lambda job_id: None, clock: Callable[[], float] = time.perf_counter,
+        inbox: queue.SimpleQueue[Message] | None = None,
     ):  # fmt: skip
         self.scheduler = Scheduler(cost, max_rows, exact)
-        self._runners = runners
+        self.residents = residents
+        residents.report_to(self.put)
         self._cost = cost
         self._decode_cap = 1 if exact else max_rows // 2
         self._started = started
         self._clock = clock
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._inbox = inbox or queue.SimpleQueue()
+        self._waiting: defaultdict[str, list[Submit]] = defaultdict(list)  # by model, for it to come into memory
         self._finishing: list[Sample] = []  # denoised, not yet decoded
         self._events: list[Event] = []
         self._stopped = False
@@ -52,11 +58,12 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        return bool(len(self.scheduler) or self._finishing)
+        return bool(len(self.scheduler) or self._finishing or self.residents.waits_for_room)
 
     def step(self, wait: bool = False) -> list[Event]:
         """One turn; with `wait` it sleeps until a message comes. Returns the news of all jobs."""
         self._take_inbox(wait)
+        self._call_in()
         batch = self.scheduler.schedule(self._clock())
         seconds = self._denoise(batch) if batch else 0.0
         self._finish(self._most_to_decode(seconds))
@@ -76,14 +83,33 @@ class Engine:
         match message:
             case Submit(job_id, params):
                 self._events.append(Queued(job_id))
-                self._guard([job_id], lambda: self._admit(job_id, params))
+                self._waiting[params.model].append(message)
             case Cancel(job_id):
                 self._cancel(job_id)
+            case LoadPart(model, part):
+                self._events += [Loading(job.job_id, part) for job in self._waiting[model]]
+            case Loaded():
+                self.residents.settle(message)
+            case LoadFailed(model, why):
+                self.residents.settle(message)
+                line = f"the model could not be loaded: {why}"
+                self._events += [Failed(job.job_id, "model_unavailable", line, 503, RETRY_SECONDS) for job in self._waiting.pop(model, [])]
             case Stop():
                 self._stopped = True
 
+    def _call_in(self) -> None:
+        """Let those in whose model is in memory; ask for the models of the rest, and begin to load one if there is room."""
+        for model in [model for model, jobs in self._waiting.items() if jobs]:
+            if model not in self.residents:
+                self.residents.want(model)
+            elif not self.residents.holds_back(model):
+                for job in self._waiting.pop(model):
+                    self._guard([job.job_id], lambda job=job: self._admit(job.job_id, job.params))  # type: ignore[misc]
+        if self.residents.waits_for_room:
+            self.residents.advance({sample.key.model for sample in (*self.scheduler.samples(), *self._finishing)})
+
     def _admit(self, job_id: str, params: Params) -> None:
-        runner = self._runners[params.model]
+        runner = self.residents.runner(params.model)
         steps, dtype = len(runner.family.plan(params).table), str(runner.family.dtype).removeprefix("torch.")
         key = BatchKey(params.model, params.height, params.width, dtype, runner.lora_keys(params.loras))
         sample = Sample(job_id, params, key, steps, 2 if params.cfg > 1 else 1, arrived=self._clock())
@@ -93,10 +119,23 @@ class Engine:
             self._finishing.append(sample)
 
     def _cancel(self, job_id: str) -> None:
-        waiting = [s for s in self._finishing if s.id == job_id]
-        if self.scheduler.cancel(job_id) or waiting:
-            self._finishing = [s for s in self._finishing if s.id != job_id]
+        found = self.scheduler.cancel(job_id) is not None
+        found |= self._take_out(self._finishing, lambda sample: sample.id == job_id)
+        for model, jobs in self._waiting.items():
+            if self._take_out(jobs, lambda job: job.job_id == job_id):
+                found = True
+                if not jobs:
+                    self.residents.forget(model)
+        if found:
             self._events.append(Cancelled(job_id))
+
+    @staticmethod
+    def _take_out(line: list[Any], chosen: Callable[[Any], bool]) -> bool:
+        """Take the one that is chosen out of a line; whether it was there."""
+        found = [one for one in line if chosen(one)]
+        for one in found:
+            line.remove(one)
+        return bool(found)
 
     def _denoise(self, batch: Batch) -> float:
         """One step of the batch; returns its seconds. Whoever cannot be prepared fails alone."""
@@ -159,13 +198,13 @@ class Engine:
                 self._events.append(Failed(sample.id, "not_finite", "the model gave numbers that are not finite (NaN); other parameters may help"))
                 continue
             params, started = sample.params, sample.started or sample.arrived
-            note = sample.state.text.note
+            note = sample.state.note
             self._events.append(
                 Finished(sample.id, pixels.tobytes(), params.width, params.height, sample.steps, started - sample.arrived, end - started, note)
             )
 
     def _runner(self, key: BatchKey) -> Runner:
-        return self._runners[key.model]
+        return self.residents.runner(key.model)
 
     def _guard(self, job_ids: list[str], work: Callable[[], None], fail: bool = True) -> bool:
         """Do the work; an exception ends these jobs (where `fail`) and nobody else's. Returns whether it went well."""

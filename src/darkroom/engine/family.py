@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,15 +35,16 @@ class Plan:
 
 
 class Family(Protocol):
-    """The nets of one checkpoint. One thread owns them; every call belongs to it. `nets` are those that a LoRA may change, by
-    diffusers' names of components."""
+    """The nets of one checkpoint. One thread owns them; every call belongs to it."""
 
     name: str
-    nets: Mapping[str, torch.nn.Module]
     dtype: torch.dtype
     device: torch.device
     latent_channels: int
     latent_scale: int
+
+    def nets(self) -> dict[str, torch.nn.Module]:
+        """All of them by diffusers' names of components, for who counts their memory, and for LoRAs."""
 
     def plan(self, params: Params) -> Plan:
         """Which steps to run and from where. A control_strength of 1 plans no step."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+
 import torch
 
 from darkroom.errors import Unsupported
@@ -22,6 +25,20 @@ def choose(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     if where.type == "cuda":
         return where, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return where, torch.float16 if where.type == "mps" else torch.float32
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that the device has in all."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give memory that torch keeps for later back to the device."""
+    gc.collect()
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).empty_cache()
 
 
 def use_threads(count: int) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from darkroom.engine.family import Family
 from darkroom.engine.hardware import choose
+from darkroom.engine.weights import count_weights
 from darkroom.errors import DarkroomError, ModelUnavailable, Unsupported
 from darkroom.types import ModelCard
 
@@ -18,12 +20,20 @@ CONFIGS = {"sdxl": "stabilityai/stable-diffusion-xl-base-1.0", "sd3": None}
 CONFIG_FILES = ["model_index.json", "scheduler/*.json", "tokenizer*/*", "text_encoder*/config.json", "unet/config.json", "vae/config.json"]
 
 
-def load_family(card: ModelCard, device: str, dtype: str) -> Family:
-    """The nets of a card, from a diffusers folder or a single file. Raises ModelUnavailable or Unsupported."""
+def bytes_needed(card: ModelCard, device: str, dtype: str) -> int:
+    """Bytes that the weights of a card will take, before they are loaded. Raises ModelUnavailable or Unsupported."""
+    if card.path is None or not Path(card.path).exists():
+        raise ModelUnavailable(f"the weights of {card.name} are not here")
+    return count_weights(Path(card.path)) * choose(device, dtype)[1].itemsize
+
+
+def load_family(card: ModelCard, device: str, dtype: str, tell: Callable[[float], None] = lambda part: None) -> Family:
+    """The nets of a card, from a diffusers folder or a single file; `tell` is told how much of them is there, 0 to 1. Raises
+    ModelUnavailable or Unsupported."""
     if card.path is None or not Path(card.path).exists():
         raise ModelUnavailable(f"the weights of {card.name} are not here")
     try:
-        return _load(card, Path(card.path), device, dtype)
+        return _load(card, Path(card.path), device, dtype, tell)
     except DarkroomError:
         raise
     except Exception as error:
@@ -32,11 +42,11 @@ def load_family(card: ModelCard, device: str, dtype: str) -> Family:
         raise ModelUnavailable(f"{type(error).__name__} while the files of {card.name} were read; the log says more") from error
 
 
-def _load(card: ModelCard, path: Path, device: str, dtype: str) -> Family:
+def _load(card: ModelCard, path: Path, device: str, dtype: str, tell: Callable[[float], None]) -> Family:
     kind = _kind(card)
     where, number = choose(device, dtype)
     if path.is_dir():
-        return kind.load(path, where, number)
+        return kind.load(path, where, number, tell)
     kind.check_single_file(path)
     return kind.load_single_file(path, _config_for(path, card.family), where, number)
 

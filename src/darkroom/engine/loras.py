@@ -56,6 +56,11 @@ class Loras:
         self._kept: OrderedDict[tuple[str, str], LoadedLora] = OrderedDict()
         self._alive: WeakValueDictionary[tuple[str, str], LoadedLora] = WeakValueDictionary()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of those in memory."""
+        return sum(lora.nbytes for lora in list(self._alive.values()))
+
     def keys(self, loras: Sequence[Lora]) -> tuple[LoraKey, ...]:
         """Which files are meant, as they lie there now. Raises Invalid for one that is gone."""
         try:
@@ -80,7 +85,7 @@ class Loras:
 
     def _module(self, name: str) -> Any:
         net, _, module = name.partition(".")
-        return self._family.nets[net].get_submodule(module)
+        return self._family.nets()[net].get_submodule(module)
 
     def _load(self, key: LoraKey) -> LoadedLora:
         at = (key.name, key.version)

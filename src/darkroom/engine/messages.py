@@ -1,8 +1,9 @@
-"""What may be put into an Engine's inbox. No torch, so that the gateway can write them."""
+"""What may be put into an Engine's inbox. No torch, so that the gateway can write the first three."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from darkroom.types import Params
 
@@ -27,4 +28,29 @@ class Stop:
     """End the loop."""
 
 
-Message = Submit | Cancel | Stop
+@dataclass(frozen=True)
+class LoadPart:
+    """A model is on its way into memory: `part` of it (0 to 1) is there."""
+
+    model: str
+    part: float
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model is in memory; it took `seconds`."""
+
+    model: str
+    runner: Any = field(repr=False)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class LoadFailed:
+    """A model could not be brought into memory; `why` is fit for the client."""
+
+    model: str
+    why: str
+
+
+Message = Submit | Cancel | Stop | LoadPart | Loaded | LoadFailed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ def cut_word(tokenizer: Any, limit: int, prompt: str) -> str:
     if len(whole.input_ids) <= limit:
         return ""
     start = whole.offset_mapping[limit - 1][0]  # the last place holds the end token
-    return prompt[prompt.rfind(" ", 0, start + 1) + 1 :].split()[0][:40]
+    words = [word for word in re.finditer(r"\S+", prompt) if word.start() <= start]
+    return words[-1][0][:40] if words else prompt[start : start + 1]
 
 
 def cut_note(tokenizer: Any, limit: int, prompt: str) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from darkroom.engine import samplers
 from darkroom.engine.family import Family, Plan, Text
+from darkroom.engine.hardware import empty_cache
 from darkroom.engine.loras import Loras, LoraSet, laid
 from darkroom.engine.sample import Batch, LoraKey, Sample
 from darkroom.types import Lora, Params
@@ -31,6 +32,12 @@ class State:
     loras: LoraSet
     denoised: torch.Tensor | None = None
 
+    @property
+    def note(self) -> str:
+        """What the encoders could not hear of the prompts."""
+        negative = self.negative.note if self.negative is not None and self.negative.note != self.text.note else ""
+        return "; ".join(filter(None, (self.text.note, negative and f"negative prompt: {negative}")))
+
 
 class Runner:
     """The only user of the nets. Noise is drawn on the CPU in fp32, a generator for each Sample, so that a seed gives the
@@ -44,6 +51,17 @@ class Runner:
     def lora_keys(self, loras: Sequence[Lora]) -> tuple[LoraKey, ...]:
         """Which files these LoRAs are now. Raises Invalid for one that is gone."""
         return self._loras.keys(loras)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the nets' weights, and of the LoRAs that are kept for them."""
+        return self._loras.nbytes + sum(tensor.nbytes for net in self.family.nets().values() for tensor in (*net.parameters(), *net.buffers()))
+
+    def release(self) -> None:
+        """Give the device's cached memory back; call it once nobody else holds the Runner."""
+        device = self.family.device
+        del self.family, self._loras
+        empty_cache(device)
 
     @torch.inference_mode()
     def prepare(self, sample: Sample, plan: Plan) -> None:

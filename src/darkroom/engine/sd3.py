@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from darkroom.engine.family import Plan, Text
 from darkroom.engine.lora_names import Layers, sd3_from_kohya
 from darkroom.engine.prompts import cut_note, cut_word, token_ids
 from darkroom.engine.sigmas import FlowSchedule
-from darkroom.engine.weights import SD3_BLOCKS, here, how_to_open, names_in, open_single_file, refuse_gaps
+from darkroom.engine.weights import SD3_BLOCKS, here, how_to_open, names_in, open_nets, open_single_file, refuse_gaps
 from darkroom.errors import Unsupported
 from darkroom.types import Params
 
@@ -48,7 +49,7 @@ class SD3:
         self.dtype, self.device, self.schedule = dtype, device, schedule
         self.transformer, self.vae = nets["transformer"], nets["vae"]
         self._encoders = [nets["text_encoder"], nets["text_encoder_2"]]
-        self.nets = {name: net for name, net in nets.items() if name != "vae"}
+        self._nets = nets
         self._t5 = nets.get(T5)
         self._clip_tokenizers, self._t5_tokenizer = tokenizers[:2], tokenizers[2] if self._t5 else None
         self._clip_tokens = tokenizers[0].model_max_length
@@ -60,15 +61,14 @@ class SD3:
         self._patch = self.latent_scale * self.transformer.config.patch_size  # in pixels
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> SD3:
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype, tell: Callable[[float], None] = lambda part: None) -> SD3:
         """From a diffusers folder, weights by memory map. Raises Unsupported for what cannot be honoured."""
         index = json.loads((folder / "model_index.json").read_text())
         schedule = FlowSchedule.read(folder)
         _refuse_unknown(folder)
         present = {name: kind for name, kind in NETS.items() if name != T5 or _has_t5(index, folder)}
-        nets = {}
-        for name, kind in present.items():
-            nets[name], report = kind.from_pretrained(folder / name, dtype=dtype, output_loading_info=True, **how_to_open(folder / name))
+        nets, reports = open_nets(folder, present, dtype, tell)
+        for name, report in reports.items():
             refuse_gaps(name, report["missing_keys"])
         tokenizers = [kind.from_pretrained(folder / name) for name, kind in TOKENIZERS.items() if T5 in nets or kind is CLIPTokenizer]
         return cls(nets, tokenizers, schedule, device, dtype)
@@ -89,6 +89,9 @@ class SD3:
         schedule = FlowSchedule.read(config)
         pipe, nets = open_single_file(StableDiffusion3Pipeline, NETS, file, config, dtype, **_beside(file, config, dtype))
         return cls(nets, [getattr(pipe, name) for name in TOKENIZERS], schedule, device, dtype)
+
+    def nets(self) -> dict[str, torch.nn.Module]:
+        return self._nets
 
     def plan(self, params: Params) -> Plan:
         """SD 3.x leaves out floor(steps * control_strength) of the steps, computed in decimal: it runs one more than SDXL
@@ -131,7 +134,7 @@ class SD3:
         return self.vae.decode(z.to(self.vae.dtype, memory_format=torch.channels_last), return_dict=False)[0].float()
 
     def from_kohya(self, layers: Layers) -> Layers:
-        return sd3_from_kohya(layers, self.nets)
+        return sd3_from_kohya(layers, self._nets)
 
     def _encode_t5(self, prompt: str) -> torch.Tensor:
         if self._t5 is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from darkroom.engine.family import Plan, Text
 from darkroom.engine.lora_names import Layers, sdxl_from_kohya
 from darkroom.engine.prompts import cut_note, token_ids
 from darkroom.engine.sigmas import SigmaSchedule
-from darkroom.engine.weights import how_to_open, names_in, open_single_file, refuse_gaps
+from darkroom.engine.weights import names_in, open_nets, open_single_file, refuse_gaps
 from darkroom.errors import Unsupported
 from darkroom.types import Params
 
@@ -50,7 +51,7 @@ class SDXL:
         self._tokenizers = tokenizers
         self.unet, self.vae = nets["unet"], nets["vae"]
         self._encoders = [nets["text_encoder"], nets["text_encoder_2"]]
-        self.nets = {name: net for name, net in nets.items() if name != "vae"}
+        self._nets = nets
         _refuse(self.unet.config, self.vae.config)
         # fp16 overflows in SDXL's autoencoder: NaN, a black picture
         self._vae_dtype = torch.float32 if self.vae.config.force_upcast else dtype
@@ -65,12 +66,10 @@ class SDXL:
         self._shift, self._scale = _latent_statistics(self.vae.config, device)
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> SDXL:
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype, tell: Callable[[float], None] = lambda part: None) -> SDXL:
         """From a diffusers folder, weights by memory map. Raises Unsupported for what cannot be honoured."""
         index, schedule, tokenizers = _read_configs(folder)
-        nets, reports = {}, {}
-        for name, kind in NETS.items():
-            nets[name], reports[name] = kind.from_pretrained(folder / name, dtype=dtype, output_loading_info=True, **how_to_open(folder / name))
+        nets, reports = open_nets(folder, NETS, dtype, tell)
         _refuse(nets["unet"].config, nets["vae"].config)  # first: a config that cannot be honoured may be why weights are missing
         for name, report in reports.items():
             refuse_gaps(name, report["missing_keys"])
@@ -96,6 +95,9 @@ class SDXL:
         known = {"tokenizer": tokenizers[0], "tokenizer_2": tokenizers[1], "add_watermarker": False}
         _, nets = open_single_file(StableDiffusionXLPipeline, NETS, file, config, dtype, **known)
         return cls(nets, tokenizers, schedule, device, dtype, index.get("force_zeros_for_empty_prompt", True))
+
+    def nets(self) -> dict[str, torch.nn.Module]:
+        return self._nets
 
     def plan(self, params: Params) -> Plan:
         """SDXL runs floor(steps * strength) of the steps, computed in decimal (a float makes 28 of 100 * 0.29), at least one."""
@@ -140,7 +142,7 @@ class SDXL:
         return self.vae.decode(z, return_dict=False)[0].float()
 
     def from_kohya(self, layers: Layers) -> Layers:
-        return sdxl_from_kohya(layers, self.nets)
+        return sdxl_from_kohya(layers, self._nets)
 
 
 def _read_configs(folder: Path) -> tuple[dict[str, Any], SigmaSchedule, list[Any]]:

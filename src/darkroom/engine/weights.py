@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,51 @@ def _any(folder: Path, patterns: tuple[str, ...]) -> bool:
 
 def names_in(file: Path) -> set[str]:
     """The names of the weights in a single file. Raises ModelUnavailable for a broken one."""
+    with _opening(file) as weights:
+        return set(weights.keys())
+
+
+@contextmanager
+def _opening(file: Path) -> Iterator[Any]:
+    """A file of weights by memory map. Raises ModelUnavailable for a broken one."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as weights:
-            return set(weights.keys())
+            yield weights
     except SafetensorError as error:
         raise ModelUnavailable(f"{file.name} is broken or cut off ({error})") from error
+
+
+def count_weights(path: Path) -> int:
+    """How many numbers the weights of a diffusers folder or a single file are, by the files' headers alone."""
+    if not path.is_dir():
+        return _count_in(path)
+    return sum(_count_in(file) for folder in path.iterdir() if folder.is_dir() for file in _opened(folder))
+
+
+def _opened(folder: Path) -> list[Path]:
+    """The files that from_pretrained opens in a component's folder."""
+    kinds = [[file for pattern in patterns for file in folder.glob(pattern)] for patterns in (PLAIN, HALF)]
+    plain = [file for file in kinds[0] if file not in kinds[1]]
+    return plain or kinds[1]
+
+
+def _count_in(file: Path) -> int:
+    with _opening(file) as weights:
+        return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118 (not a dict)
+
+
+def open_nets(folder: Path, kinds: Mapping[str, Any], dtype: Any, tell: Callable[[float], None]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The nets of a diffusers folder by name, and what transformers and diffusers report of each; `tell` is told the part of
+    the bytes that is read, 0 to 1."""
+    sizes = {name: sum(file.stat().st_size for file in _opened(folder / name)) for name in kinds}
+    nets, reports, done = {}, {}, 0
+    for name, kind in kinds.items():
+        nets[name], reports[name] = kind.from_pretrained(folder / name, dtype=dtype, output_loading_info=True, **how_to_open(folder / name))
+        done += sizes[name]
+        tell(done / max(1, sum(sizes.values())))
+    return nets, reports
 
 
 def open_single_file(pipeline: Any, names: Iterable[str], file: Path, config: Path, dtype: Any, **known: Any) -> tuple[Any, dict[str, Any]]:

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darkroom import __version__
-from darkroom.errors import DarkroomError
+from darkroom.errors import DarkroomError, TooMany
 from darkroom.http import given, models
 from darkroom.http.desk import Desk
 
@@ -49,17 +49,38 @@ def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
     app.add_exception_handler(ClientDisconnect, _client_left)
     app.add_exception_handler(Exception, _fault)
     origins = desk.settings.cors_origins
+    bounded = _Bounded(_Faults(app), desk.settings.max_concurrent, desk.jobs.retry_after)
     cors = CORSMiddleware(
-        _Faults(app), allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=EXPOSED, max_age=600
+        bounded, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=EXPOSED, max_age=600
     )
-    return _Requests(cors, desk.settings.max_concurrent)
+    return _Requests(cors)
+
+
+class _Bounded:
+    """Bounds how many requests are open; whether the server is well is always answered."""
+
+    def __init__(self, app: ASGIApp, most: int, retry_after: Callable[[], int]):
+        self._app, self._most, self._retry_after, self._open = app, most, retry_after, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in ("/healthz", "/readyz"):
+            return await self._app(scope, receive, send)
+        if self._open >= self._most:
+            line = f"the server has {self._most} requests open, which is as many as it takes"
+            reply = _shape(scope["state"]["request_id"], 429, TooMany.name, [line], {"Retry-After": str(self._retry_after())})
+            return await reply(scope, receive, send)
+        self._open += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._open -= 1
 
 
 class _Requests:
-    """Outermost: gives every reply its X-Request-Id, writes the log, bounds how many requests are open."""
+    """Outermost: gives every reply its X-Request-Id, and writes the log."""
 
-    def __init__(self, app: ASGIApp, most: int):
-        self._app, self._most, self._open = app, most, 0
+    def __init__(self, app: ASGIApp):
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,14 +96,9 @@ class _Requests:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
-        self._open += 1
         try:
-            if self._open > self._most:
-                reply = _shape(request_id, 429, "too_many_requests", ["too many open requests"], {"Retry-After": "1"})
-                return await reply(scope, receive, tell)
             await self._app(scope, receive, tell)
         finally:
-            self._open -= 1
             shown = 499 if scope["state"].get("left") else status
             key = scope["state"].get("key_id", "")
             ms = round((time.perf_counter() - start) * 1000)

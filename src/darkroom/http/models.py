@@ -27,26 +27,30 @@ async def models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model(desk, card, service.created_at, loras) | await _licence(desk, card) for card in cards]}
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="The gateway is up")
 async def healthz(request: Request) -> dict[str, str]:
     """Answers as soon as the gateway listens, whatever the model does."""
     return {"status": "ok", "version": __version__, "worker": desk_of(request).worker.state().status}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="The model is loaded")
 async def readyz(request: Request) -> JSONResponse:
     """200 when a picture can be made at once, else 503."""
     state = desk_of(request).worker.state()
-    body = {"status": state.status, "loaded": list(state.loaded), "device": state.device, "dtype": state.dtype}
+    body = {"status": state.status, "loaded": list(state.loaded), "loading": state.loading, "device": state.device, "dtype": state.dtype}
     return JSONResponse(body | ({"error": state.error} if state.error else {}), 200 if state.status == "ready" else 503)
 
 
 def _model(desk: Desk, card: ModelCard, created: float, loras: dict[str, LoraCard]) -> dict[str, Any]:
+    state = desk.worker.state()
     return {
         "id": card.name, "object": "model", "created": int(created), "owned_by": "darkroom", "family": card.family,
         "default_side": card.default_side, "max_side": card.max_side, "default_steps": card.default_steps,
         "steps": [card.min_steps, card.max_steps], "default_cfg_scale": card.default_cfg,
-        "loaded": card.name in desk.worker.state().loaded,
+        "loaded": card.name in state.loaded, "loading": card.name == state.loading,
+        "memory_bytes": dict(zip(state.loaded, state.memory, strict=True)).get(card.name, 0),
         "loras": sorted(lora.name for lora in loras.values() if card.family in lora.families),
         "hint": card.hint, "examples": list(card.examples),
     }  # fmt: skip

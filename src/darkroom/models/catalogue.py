@@ -19,6 +19,7 @@ from darkroom.models.licences import OPEN_RAIL, STABILITY, TURBO, stated
 from darkroom.types import UNKNOWN_LICENCE, Licence, ModelCard
 
 DEMO = "demo-xl"
+DEMOS = {DEMO: "sdxl", "demo-3.5": "sd3"}  # that may lie in the box, by family
 BASE = "stable-diffusion-xl-base-1.0"
 COMPLETE = ".complete"  # written last into a folder that was pulled, as JSON: without it, half a model may lie there
 ADDED = Path("models") / "added.json"  # in the data folder
@@ -45,13 +46,13 @@ KNOWN = (
 )
 
 
-OURS = frozenset((DEMO, *(card.name for card in KNOWN)))
+OURS = frozenset((*DEMOS, *(card.name for card in KNOWN)))
 
 
 def known(data_dir: Path, extra: Mapping[str, str] = NONE) -> list[ModelCard]:
     """Every model known by name, with its path where the weights are on this machine: ours, and those that the operator
     named in the settings (`extra`) or by `darkroom models add`."""
-    cards = [_demo(), *(_located(card, data_dir) for card in KNOWN)]
+    cards = [*in_the_box(), *(_located(card, data_dir) for card in KNOWN)]
     named = {**added(data_dir), **extra}
     return cards + [_named(name, source, data_dir) for name, source in named.items()]
 
@@ -160,11 +161,10 @@ def memory_bytes(card: ModelCard, dtype: str) -> int:
     return card.parameters * (4 if dtype == "float32" else 2)
 
 
-def _demo() -> ModelCard:
-    folder = Path(str(resources.files("darkroom"))) / "demo" / DEMO
-    if not (folder / "model_index.json").exists():
-        return ModelCard(DEMO, "sdxl", None, default_side=512, max_side=1024)
-    return replace(read_card(folder), name=DEMO)
+def in_the_box() -> list[ModelCard]:
+    """The small checkpoints that the package carries."""
+    folders = [Path(str(resources.files("darkroom"))) / "demo" / name for name in DEMOS]
+    return [read_card(folder) for folder in folders if (folder / "model_index.json").exists()]
 
 
 def _hub_card(hub_id: str) -> ModelCard:

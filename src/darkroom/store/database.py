@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -25,9 +26,10 @@ class Database:
 
     def __init__(self, path: Path):
         self.path = path
-        self._writer = create_async_engine(f"sqlite+aiosqlite:///{path}", pool_size=1, max_overflow=0)
+        self._writer = create_async_engine(sa.URL.create("sqlite+aiosqlite", database=str(path)), pool_size=1, max_overflow=0)
         # mode=ro makes a write through the pool an error instead of a second writer
-        self._readers = create_async_engine(f"sqlite+aiosqlite:///file:{path}?mode=ro&uri=true", pool_size=4, max_overflow=0)
+        reading = sa.URL.create("sqlite+aiosqlite", database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"})
+        self._readers = create_async_engine(reading, pool_size=4, max_overflow=0)
         self._lock = asyncio.Lock()
         _configure(self._writer, writer=True)
         _configure(self._readers, writer=False)

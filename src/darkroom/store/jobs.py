@@ -27,6 +27,11 @@ class JobStore:
         async with self._database.write() as connection:
             await connection.execute(jobs.insert().values(row))
 
+    async def begin(self, job_id: str) -> None:
+        """Its first step is done."""
+        async with self._database.write() as connection:
+            await connection.execute(jobs.update().where(jobs.c.id == job_id, jobs.c.status == Status.QUEUED).values(status=Status.RUNNING))
+
     async def end(self, job_id: str, status: Status, picture: PictureRow | None = None, **columns: Any) -> None:
         """The final status of a job, and the picture it made, in one transaction."""
         async with self._database.write() as connection:

@@ -6,6 +6,7 @@ Ends when the socket closes, so also when the gateway is killed.
 from __future__ import annotations
 
 import os
+import queue
 import sys
 import threading
 from collections.abc import Callable
@@ -13,51 +14,71 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from darkroom.engine.cost import CostModel
+from darkroom.engine.messages import Message
+from darkroom.engine.residents import Residents, Source
 from darkroom.errors import DarkroomError
-from darkroom.types import Event, WorkerState
+from darkroom.types import Event, ModelCard, WorkerState
 from darkroom.worker.wire import Costs, Order, Started
 
 COSTS_EVERY = 50  # steps between two reports of the measured costs
+BUDGET = 0.8  # of the device's memory for weights, where no budget is set: a picture needs room beside them
 
 
 def main() -> None:
     connection = Connection(int(sys.argv[1]))
     send = _sender(connection)
     order: Order = connection.recv()
+    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     send(WorkerState("loading"))
     try:
-        engine, cost, state = _build(order, send)
+        engine, cost, state = _build(order, send, inbox)
     except Exception as error:
-        lines = error.lines if isinstance(error, DarkroomError) else [f"the model could not be loaded ({type(error).__name__}: {error})"]
+        lines = error.lines if isinstance(error, DarkroomError) else [f"the engine could not be started ({type(error).__name__}: {error})"]
         send(WorkerState("failed", error="; ".join(lines)))
         return
-    threading.Thread(target=_listen, args=(connection, engine), daemon=True).start()
     send(Costs(cost.table()))
-    send(state)
-    engine.run(_Reporter(send, cost))
+    engine.run(_Reporter(send, cost, state))
     cost.save()
 
 
-def _build(order: Order, send: Callable[[Any], None]) -> tuple[Any, CostModel, WorkerState]:
-    """Load the nets; torch is imported here and not before, so that the state `loading` is out at once."""
+def _build(order: Order, send: Callable[[Any], None], inbox: queue.SimpleQueue[Message]) -> tuple[Any, CostModel, Callable[[], WorkerState]]:
+    """The engine, and how it says what it does. torch is imported here and not before, so that `loading` is out at once."""
     from darkroom.engine.engine import Engine
-    from darkroom.engine.hardware import use_threads
-    from darkroom.engine.load import load_family
-    from darkroom.engine.runner import Runner
+    from darkroom.engine.hardware import choose, memory_of, use_threads
 
     use_threads(order.threads)
-    runners = {card.name: Runner(load_family(card, order.device, order.dtype), order.loras, order.max_lora_bytes) for card in order.cards}
+    device, dtype = choose(order.device, order.dtype)
+    budget = int(order.memory_budget * 1e9 or BUDGET * memory_of(device))
+    residents = Residents({card.name: _source(card, order) for card in order.cards}, budget)
     cost = CostModel(order.costs)
-    engine = Engine(runners, cost, order.max_rows, order.exact, started=lambda job_id: send(Started(job_id)))
-    family = next(iter(runners.values())).family
-    return engine, cost, WorkerState("ready", tuple(runners), str(family.device), str(family.dtype).removeprefix("torch."))
+    engine = Engine(residents, cost, order.max_rows, order.exact, started=lambda job_id: send(Started(job_id)), inbox=inbox)
+    residents.preload(order.preload)
+    return engine, cost, lambda: _state(residents, str(device), str(dtype).removeprefix("torch."))
 
 
-def _listen(connection: Connection, engine: Any) -> None:
+def _source(card: ModelCard, order: Order) -> Source:
+    from darkroom.engine.load import bytes_needed, load_family
+    from darkroom.engine.runner import Runner
+
+    return Source(
+        lambda: bytes_needed(card, order.device, order.dtype),
+        lambda tell: Runner(load_family(card, order.device, order.dtype, tell), order.loras, order.max_lora_bytes),
+    )  # fmt: skip
+
+
+def _state(residents: Residents, device: str, dtype: str) -> WorkerState:
+    """Ready is who has a model, or has not been asked for one."""
+    loaded, failures = residents.loaded, residents.failures
+    status = "ready" if loaded or not (failures or residents.loading) else "loading" if residents.loading else "failed"
+    return WorkerState(status, tuple(loaded), tuple(loaded.values()), residents.loading or "", device, dtype, "; ".join(failures))
+
+
+def _listen(connection: Connection, inbox: queue.SimpleQueue[Message]) -> None:
     """Hand messages to the engine; without a gateway there is nothing left to do, and nobody to do it for."""
     try:
         while True:
-            engine.put(connection.recv())
+            inbox.put(connection.recv())
     except (EOFError, OSError):
         os._exit(0)
 
@@ -76,12 +97,17 @@ def _sender(connection: Connection) -> Callable[[Any], None]:
 
 
 class _Reporter:
-    """Sends the events of each step, and the costs now and then."""
+    """Sends the events of each step, what the engine does whenever that has changed, and the costs now and then."""
 
-    def __init__(self, send: Callable[[Any], None], cost: CostModel):
-        self._send, self._cost, self._steps = send, cost, 0
+    def __init__(self, send: Callable[[Any], None], cost: CostModel, state: Callable[[], WorkerState]):
+        self._send, self._cost, self._state, self._steps = send, cost, state, 0
+        self._last: WorkerState | None = None
 
     def __call__(self, events: list[Event]) -> None:
+        state = self._state()
+        if state != self._last:
+            self._last = state
+            self._send(state)
         for event in events:
             self._send(event)
         self._steps += 1

@@ -12,9 +12,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,22 +26,25 @@ from darkroom.engine.sample import BatchKey
 from darkroom.models.catalogue import pull_command
 from darkroom.models.loras import LORAS
 from darkroom.settings import Settings
-from darkroom.types import FINAL, Cancelled, Event, Failed, ModelCard, Params, Progress, WorkerState
+from darkroom.types import FINAL, Cancelled, Event, Failed, Finished, ModelCard, Params, Progress, WorkerState
 from darkroom.worker.wire import Costs, Order, Started
 
 log = structlog.get_logger("worker")
 
-MAX_LOAD_DEATHS = 3  # deaths in a row before a model was loaded: then it is the model's fault, and trying on helps nobody
-REVIVE_SECONDS = 30.0  # after a failed load, the earliest next try (a job that comes then starts it)
+MAX_LOAD_DEATHS = 3  # deaths in a row while a model loads: then it is the model's fault, and trying on helps nobody
+REVIVE_SECONDS = 30.0  # after such a failure, the earliest next try (a job that comes then starts it)
+START = ""  # stands for a model's name while the child has not begun to load one
 STOP_SECONDS = 10.0  # that a child has to end by itself
 
 
 @dataclass
 class _Entry:
-    """A job in the gateway's book: sent to the child or not, touched by its nets or not."""
+    """A job in the gateway's book: sent to the child or not, touched by its nets or not; left when nobody waits for it."""
 
     params: Params
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    arrived: float = field(default_factory=time.monotonic)
+    left: bool = False
     sent: bool = False
     touched: bool = False
     deaths: int = 0
@@ -59,8 +62,10 @@ class LocalWorker:
         self._state = WorkerState("starting")
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._load_deaths = 0
-        self._failed_at = 0.0
+        self._hears = False  # whether the child takes messages yet: a large one would block this loop before
+        self._load_deaths: Counter[str] = Counter()
+        self._failures: dict[str, tuple[float, str]] = {}  # models (or START) that cannot be loaded: when and why
+        self._load: tuple[Any, str] | None = None  # what is being loaded, by which child
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -70,6 +75,7 @@ class LocalWorker:
             self._spawn()
         else:
             self._state = WorkerState("failed", error=self._missing(next(iter(self._cards.values()))))
+            self._failures[START] = time.monotonic(), self._state.error
 
     async def submit(self, job_id: str, params: Params) -> AsyncIterator[Event]:
         assert job_id not in self._jobs, f"job {job_id} is here already"
@@ -92,6 +98,7 @@ class LocalWorker:
         entry = self._jobs.get(job_id)
         if entry is None:
             return
+        entry.left = True
         if entry.sent:
             self._send(Cancel(job_id))
         else:
@@ -103,14 +110,18 @@ class LocalWorker:
     def backlog_seconds(self) -> float:
         return sum(self._seconds_left(entry) for entry in self._jobs.values())
 
-    async def close(self) -> None:
+    def give_up(self) -> None:
+        """End every job with a Failed, and take no more: what there is to say when the server shuts down."""
         self._closing = True
+        for job_id in list(self._jobs):
+            self._settle(_shutting_down(job_id))
+
+    async def close(self) -> None:
+        self.give_up()
         self._send(Stop())
         if self._process is not None:
             waiting = asyncio.get_running_loop().run_in_executor(None, self._wait_or_kill, self._process)
             await waiting
-        for job_id in list(self._jobs):
-            self._settle(Failed(job_id, "shutting_down", "the server is shutting down; send the request again", 503, retry_after=5))
 
     # the child's life
 
@@ -124,16 +135,15 @@ class LocalWorker:
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL)
         self._connection = Connection(ours.detach())
         cards = tuple(card for card in self._cards.values() if card.path)
-        self._state = WorkerState("loading")
+        self._hears = False
+        self._become(WorkerState("loading"))
+        preload = tuple(card.name for card in cards if settings.preload and card.name not in self._failures)
         data = settings.data_dir
-        order = Order(
+        self._send(Order(
             cards, settings.device, settings.dtype, settings.threads, settings.max_rows, settings.exact, data / "costs.json",
-            data / LORAS, settings.max_lora_bytes,
-        )  # fmt: skip
-        self._send(order)
+            settings.memory_budget, preload, data / LORAS, settings.max_lora_bytes,
+        ))  # fmt: skip
         threading.Thread(target=self._read, args=(self._connection, self._process), daemon=True).start()
-        assert self._loop is not None
-        self._loop.call_later(settings.load_timeout, self._check_load, self._process)
 
     def _read(self, connection: Connection, process: subprocess.Popen[bytes]) -> None:
         """Thread: messages of one child, until its end of the socket closes."""
@@ -160,39 +170,55 @@ class LocalWorker:
         if process is not self._process or self._closing:
             return
         self._process = self._connection = None
-        if self._state.status == "failed":
-            return self._fail_all()
-        log.error("the worker ended unexpectedly", code=code, loading=self._state.status == "loading")
-        if self._state.status == "loading":
-            self._load_deaths += 1
-            if self._load_deaths >= MAX_LOAD_DEATHS:
-                self._fail_load(f"the worker ended {self._load_deaths} times while it loaded the model (exit code {code}; out of memory?)")
-                return self._fail_all()
+        if self._state.status == "failed" and code == 0:  # it said why, and went
+            return self._fail(START, self._state.error)
+        log.error("the worker ended unexpectedly", code=code, loading=self._state.loading)
         self._suspect()
-        self._spawn()
+        if self._load is not None:
+            model = self._load[1]
+            self._load_deaths[model] += 1
+            if self._load_deaths[model] >= MAX_LOAD_DEATHS:
+                self._fail(model, f"the worker ended {self._load_deaths[model]} times while it loaded the model (exit code {code}; out of memory?)")
+        if START not in self._failures:
+            self._spawn()
 
     def _suspect(self) -> None:
-        """Mark who was in the dead child's hands; who was there when it died alone as well is out."""
+        """Mark who was in the dead child's hands; who was there when it died alone as well is out, and so is who has left."""
         for job_id, entry in list(self._jobs.items()):
-            if entry.touched:
-                entry.deaths += 1
+            entry.deaths += entry.touched
             entry.sent = entry.touched = False
             entry.step = 0
-            if entry.deaths >= 2:
+            if entry.left:
+                self._settle(Cancelled(job_id))
+            elif entry.deaths >= 2:
                 self._settle(Failed(job_id, "worker_died", "the worker died twice on this job, the second time with no other job beside it"))
 
-    def _check_load(self, process: subprocess.Popen[bytes]) -> None:
-        if process is self._process and self._state.status == "loading":
-            self._fail_load(f"the model was not loaded after {self._settings.load_timeout:g} s")
-            process.kill()
+    def _become(self, state: WorkerState) -> None:
+        """Note what the child does; a load (its start counts as one) has `load_timeout` seconds."""
+        assert self._loop is not None
+        self._state = state
+        for model in state.loaded:
+            self._load_deaths.pop(model, None)
+        load = (self._process, state.loading) if state.loading or not state.device else None
+        if load != self._load:
+            self._load = load
+            if load is not None:
+                self._loop.call_later(self._settings.load_timeout, self._check_load, load)
 
-    def _fail_load(self, why: str) -> None:
-        self._state = WorkerState("failed", error=why)
-        self._failed_at = time.monotonic()
+    def _check_load(self, load: tuple[Any, str]) -> None:
+        if load == self._load and load[0] is self._process:
+            self._load_deaths[load[1]] = MAX_LOAD_DEATHS
+            self._fail(load[1], f"the model was not loaded after {self._settings.load_timeout:g} s")
+            self._process.kill()  # type: ignore[union-attr]
 
-    def _fail_all(self) -> None:
-        for job_id in list(self._jobs):
-            self._settle(self._load_failure(job_id))
+    def _fail(self, model: str, why: str) -> None:
+        """A model cannot be loaded, or with START none can: its jobs fail, and those that come in the next seconds."""
+        self._failures[model] = time.monotonic(), why
+        if model == START:
+            self._state = WorkerState("failed", error=why)
+        for job_id, entry in list(self._jobs.items()):
+            if model in (START, entry.params.model):
+                self._settle(self._load_failure(job_id, why))
 
     @staticmethod
     def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
@@ -208,13 +234,10 @@ class LocalWorker:
         if process is not self._process:
             return
         match message:
-            case WorkerState(status=status):
-                self._state = message
-                if status == "failed":
-                    self._fail_load(message.error)
-                elif status == "ready":
-                    self._load_deaths = 0
-                    self._feed()
+            case WorkerState():
+                self._hears = True
+                self._become(message)
+                self._feed()
             case Started(job_id):
                 if job_id in self._jobs:
                     self._jobs[job_id].touched = True
@@ -233,13 +256,17 @@ class LocalWorker:
 
     def _settle(self, event: Event) -> None:
         """A job's one final event; the next suspect may come in."""
+        entry = self._jobs.get(event.job_id)
+        if entry is not None and isinstance(event, Finished):  # the child knows nothing of what passed before it had the job
+            waited = time.monotonic() - entry.arrived - event.inference_seconds
+            event = replace(event, queue_seconds=max(0.0, waited))
         self._tell(event)
         self._jobs.pop(event.job_id, None)
         self._feed()
 
     def _feed(self) -> None:
         """Send what may go to the child: everything, or while there are suspects one of them and nothing else."""
-        if self._state.status != "ready":
+        if not self._hears or self._closing:
             return
         suspects = [job_id for job_id, entry in self._jobs.items() if entry.deaths]
         if suspects and any(entry.sent for entry in self._jobs.values()):
@@ -262,24 +289,34 @@ class LocalWorker:
 
     def _refusal(self, job_id: str, params: Params) -> Failed | None:
         card = self._cards.get(params.model)
-        if self._closing or card is None:
-            return Failed(job_id, "unavailable", f"the worker does not run {params.model}", 503, retry_after=5)
+        assert card is not None, f"this worker does not run {params.model}"
+        if self._closing:
+            return _shutting_down(job_id)
         if card.path is None:
             return Failed(job_id, "model_unavailable", self._missing(card), 503, retry_after=60)
-        if self._state.status == "failed":
-            if time.monotonic() - self._failed_at < REVIVE_SECONDS:
-                return self._load_failure(job_id)
-            self._load_deaths = 0
+        for model in (START, params.model):
+            when, why = self._failures.get(model, (0.0, ""))
+            if why and time.monotonic() - when < REVIVE_SECONDS:
+                return self._load_failure(job_id, why)
+            if self._failures.pop(model, None):
+                self._load_deaths.pop(model, None)
+        if self._process is None:
             self._spawn()
         return None
 
     def _missing(self, card: ModelCard) -> str:
         return f"the weights of {card.name} are not here; bring them with: {pull_command(card)}"
 
-    def _load_failure(self, job_id: str) -> Failed:
-        return Failed(job_id, "model_unavailable", f"the model could not be loaded: {self._state.error}", 503, retry_after=REVIVE_SECONDS)
+    @staticmethod
+    def _load_failure(job_id: str, why: str) -> Failed:
+        return Failed(job_id, "model_unavailable", f"the model could not be loaded: {why}", 503, retry_after=REVIVE_SECONDS)
 
     def _seconds_left(self, entry: _Entry) -> float:
         params = entry.params
         key = BatchKey(params.model, params.height, params.width)
-        return self._costs.job_seconds(key, 2 if params.cfg > 1 else 1, max(params.steps - entry.step, 0))
+        steps = params.steps * (1 - float(params.control_strength or 0)) - entry.step
+        return self._costs.job_seconds(key, 2 if params.cfg > 1 else 1, max(round(steps), 0))
+
+
+def _shutting_down(job_id: str) -> Failed:
+    return Failed(job_id, "shutting_down", "the server is shutting down; send the request again", 503, retry_after=5)

@@ -29,5 +29,8 @@ class Worker(Protocol):
     def backlog_seconds(self) -> float:
         """Seconds of work that the accepted Jobs still need, by measured step times."""
 
+    def give_up(self) -> None:
+        """Take no more Jobs and end those that there are, each with a Failed: the server is about to close."""
+
     async def close(self) -> None:
         """End the Engine and every Job in it (each with a Failed)."""

@@ -19,7 +19,9 @@ class Order:
     max_rows: int
     exact: bool
     costs: Path
-    loras: Path
+    memory_budget: float  # GB; 0 leaves the choice to the child
+    preload: tuple[str, ...]  # names of the models to load at once, as far as they fit
+    loras: Path  # the folder
     max_lora_bytes: int
 
 

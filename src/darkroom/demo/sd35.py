@@ -1,0 +1,114 @@
+"""demo-3.5: SD 3.5's nets, and what its denoiser learns from (rectified flow; Esser et al. 2024, arXiv 2403.03206)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+from .nets import Nets, Sizes, make_encoder, make_vae
+from .noise import UNCONDITIONAL, draw_faults, draw_noise, guided_error
+from .pool import Batch
+
+T5_TOKENS = 256  # zeros that stand for T5's, as diffusers and the engine lay them below CLIP's
+PATCH = 4  # latents: 32 pixels, so that a picture of 512 is planned on a grid of 16
+GRID = 32  # patches a side at most
+SHIFT = 3.0  # of the sigmas when sampling
+
+
+class SD35(Nets):
+    """SD3Transformer2DModel with RMS norms on queries and keys, as 3.5 has them; no T5. The unconditional is an encoded ""."""
+
+    name, family = "demo-3.5", "sd3"
+
+    @classmethod
+    def make(cls, sizes: Sizes, tokenizer: CLIPTokenizer) -> SD35:
+        text, text_2 = (make_encoder(CLIPTextModelWithProjection, sizes, tokenizer) for _ in range(2))
+        vae = make_vae(sizes)
+        vae.register_to_config(shift_factor=0.0)
+        return cls(vae, make_transformer(sizes), text, text_2, tokenizer)
+
+    @classmethod
+    def load(cls, folder: Path) -> SD35:
+        pipe: Any = StableDiffusion3Pipeline.from_pretrained(folder, dtype=torch.float32, text_encoder_3=None, tokenizer_3=None)
+        return cls(pipe.vae, pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, pipe.tokenizer)
+
+    def pipeline(self) -> Any:
+        return StableDiffusion3Pipeline(
+            vae=self.vae, text_encoder=self.text, text_encoder_2=self.text_2, text_encoder_3=None, tokenizer=self.tokenizer,
+            tokenizer_2=self.tokenizer, tokenizer_3=None, transformer=self.denoiser,
+            scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT),
+        )  # fmt: skip
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        n, side = len(batch.captions), batch.side
+        sigma, noise = draw_sigmas(n, side, generator).view(-1, 1, 1, 1), draw_noise(batch.latents, side, generator)
+        keep = torch.rand(n, generator=generator) > UNCONDITIONAL
+        captions = [caption if kept else "" for caption, kept in zip(batch.captions, keep.tolist(), strict=True)]
+        noise = noise + draw_faults(batch.latents, (1 - sigma) / sigma, generator) * keep.view(-1, 1, 1, 1)
+        noisy = (1 - sigma) * batch.latents + sigma * noise
+        with torch.no_grad():
+            blind = self._velocity(noisy, sigma.flatten(), [""] * n)
+        return guided_error(self._velocity(noisy, sigma.flatten(), captions), blind, noise - batch.latents, keep).mean()
+
+    def _velocity(self, noisy: torch.Tensor, sigma: torch.Tensor, captions: list[str]) -> torch.Tensor:
+        hidden, *pooled = self.encode(captions)
+        hidden = torch.cat([hidden, torch.zeros_like(hidden[:, :1])], 1)
+        with collapsed(self.denoiser):
+            return self.denoiser(noisy, hidden, torch.cat(pooled, -1), sigma * 1000, return_dict=False)[0]
+
+
+def make_transformer(sizes: Sizes) -> Any:
+    """A patch of 4 latents a side keeps a picture of 512 pixels at 256 tokens."""
+    width = sizes.block_heads * sizes.head
+    return SD3Transformer2DModel(
+        sample_size=64, patch_size=PATCH, in_channels=4, out_channels=4, num_layers=sizes.blocks, attention_head_dim=sizes.head,
+        num_attention_heads=sizes.block_heads, joint_attention_dim=2 * sizes.text, caption_projection_dim=width,
+        pooled_projection_dim=2 * sizes.text, pos_embed_max_size=GRID, qk_norm="rms_norm",
+    )  # fmt: skip
+
+
+def draw_sigmas(n: int, side: int, generator: torch.Generator) -> torch.Tensor:
+    """n sigmas, logit-normal, shifted towards noise for large pictures as the paper shifts them (its equation 23)."""
+    sigma = torch.randn(n, generator=generator).sigmoid()
+    shift = max(1.0, side / 170)
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+@contextmanager
+def collapsed(transformer: Any) -> Iterator[None]:
+    """Within it the last text token counts for all T5_TOKENS: they are zeros without a position, so alike in every layer, and
+    one of them with the logarithm of their number on its attention logits gives what all would, at a third of the cost."""
+    before = transformer.attn_processors
+    transformer.set_attn_processor(_OneForAll())
+    try:
+        yield
+    finally:
+        transformer.set_attn_processor(before)
+
+
+class _OneForAll:
+    """diffusers' joint attention (image tokens, then text tokens) with a bias on the last text token."""
+
+    def __call__(self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        image = self._heads(attn, hidden_states, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k))
+        added = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        text = self._heads(attn, encoder_hidden_states, added, (attn.norm_added_q, attn.norm_added_k))
+        query, key, value = (torch.cat(pair, 2) for pair in zip(image, text, strict=True))
+        bias = torch.zeros(1, 1, 1, key.shape[2])
+        bias[..., -1] = math.log(T5_TOKENS)
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        out = out.transpose(1, 2).flatten(2)
+        picture, words = out[:, : hidden_states.shape[1]], out[:, hidden_states.shape[1] :]
+        return attn.to_out[0](picture), words if attn.context_pre_only else attn.to_add_out(words)
+
+    @staticmethod
+    def _heads(attn: Any, x: torch.Tensor, projections: tuple[Any, ...], norms: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
+        query, key, value = (project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for project in projections)
+        return norms[0](query), norms[1](key), value

@@ -1,0 +1,163 @@
+"""Bodies of the two routes, bounded and read: fields as they came, and what is wrong with the way they came."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from darkroom import checks
+from darkroom.errors import BadRequest, UnsupportedMedia
+from darkroom.http.desk import desk_of
+
+MAX_JSON = 2**20  # bytes: a prompt of 10,000 characters with every one escaped fits well
+MAX_PARTS = 1000  # text fields, and files, of a form
+MAX_DIGITS = 100  # of a whole number in JSON; one with more is as far beyond every rule as infinity
+END = 1024  # bytes at the end of a form in which its closing boundary must stand
+
+
+@dataclass
+class Body:
+    """fields: str, or in JSON any value; `image` as bytes where it came as a file. faults: a line for each field that came in
+    a way in which none may."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+
+    def put(self, name: str, value: Any) -> None:
+        """Note a field. The same value twice is fine; Python's own way, to keep the last of two in silence, is not ours."""
+        if name in self.fields and (type(self.fields[name]), self.fields[name]) != (type(value), value):
+            self.faults[name] = f"{checks.shown(name)} must be given once, got {_short(self.fields[name])} and {_short(value)}"
+        self.fields.setdefault(name, value)
+
+
+async def read_json(request: Request) -> Body:
+    """Raises UnsupportedMedia, BadRequest, TooLarge or TooSlow."""
+    kind = _media_type(request)
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise UnsupportedMedia(f"Content-Type must be application/json, got {checks.shown(kind)}")
+    desk, body = desk_of(request), Body()
+    content = await desk.body(request, min(MAX_JSON, desk.settings.max_body_bytes))
+    try:
+        pairs = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_Pairs, parse_int=_whole)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body must be JSON ({error})"[:200]) from error
+    if not isinstance(pairs, _Pairs):
+        raise BadRequest("the body must be a JSON object")
+    for name, value in pairs:
+        body.put(name, _plain(value))
+        if _repeats(value):
+            body.faults[name] = f"{checks.shown(name)} must give each name of an object once, got one twice"
+    return body
+
+
+class _Pairs(list):
+    """A JSON object, with every pair that it holds."""
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value with its objects as dicts."""
+    if isinstance(value, _Pairs):
+        return {name: _plain(one) for name, one in value}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
+def _repeats(value: Any) -> bool:
+    """Whether an object in it has a name twice."""
+    if isinstance(value, _Pairs):
+        return len({name for name, _ in value}) < len(value) or any(_repeats(one) for _, one in value)
+    return isinstance(value, list) and any(_repeats(one) for one in value)
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) <= MAX_DIGITS else float(digits)
+
+
+async def read_form(request: Request) -> Body:
+    """A field may come twice with the same value, and as a file part: that is what `requests` makes of a string in `files=`,
+    as the manual's own example does with `model`. Raises UnsupportedMedia, BadRequest, TooLarge or TooSlow."""
+    kind = _media_type(request)
+    if kind != "multipart/form-data":
+        raise UnsupportedMedia(f"Content-Type must be multipart/form-data, got {checks.shown(kind)}")
+    desk = desk_of(request)
+    desk.bound(request, desk.settings.max_body_bytes)
+    try:
+        form = await _parse(request, desk.settings.max_body_bytes)
+    except MultiPartException as error:
+        raise BadRequest(f"the body must be multipart/form-data ({error.message})"[:200]) from error
+    try:
+        return await _fields(form)
+    finally:
+        await form.close()
+
+
+async def _parse(request: Request, most: int) -> FormData:
+    """The parser decodes text by a charset, and what is no UTF-8 as latin-1 in silence: so it is told to take all of it as
+    latin-1, which loses nothing, and `_text` decodes it."""
+    kind = request.headers["content-type"]
+    boundary = _parameter(kind, "boundary")
+    if not boundary or len(boundary) > 70:
+        raise MultiPartException("its Content-Type names no boundary of 1 to 70 characters")
+    charset = _parameter(kind, "charset").lower()
+    if charset not in ("", "utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMedia(f"the charset of a form must be utf-8, got {checks.shown(charset)}")
+    headers = Headers({"content-type": f'multipart/form-data; boundary="{boundary}"; charset=latin-1'})
+    tail = _Tail(request)
+    parser = MultiPartParser(headers, tail.stream(), max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=most)
+    form = await parser.parse()
+    if f"--{boundary}--".encode("latin-1") not in tail.last:
+        await form.close()
+        raise MultiPartException("it ends before its closing boundary")
+    return form
+
+
+class _Tail:
+    """The stream of a request's body; afterwards `last` has its last END bytes."""
+
+    def __init__(self, request: Request):
+        self._request, self.last = request, b""
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        async for chunk in self._request.stream():
+            self.last = (self.last + chunk)[-END:]
+            yield chunk
+
+
+async def _fields(form: FormData) -> Body:
+    body = Body()
+    for raw_name, part in form.multi_items():
+        name = raw_name.encode("latin-1").decode("utf-8", "backslashreplace")
+        content = await part.read() if isinstance(part, UploadFile) else part.encode("latin-1")
+        if name == "image" and isinstance(part, UploadFile):
+            body.put(name, content)
+            continue
+        try:
+            body.put(name, content.decode())
+        except UnicodeDecodeError:
+            body.faults[name] = f"{checks.shown(name)} must be text in UTF-8, got other bytes"
+            body.fields.setdefault(name, "")
+    return body
+
+
+def _media_type(request: Request) -> str:
+    """Without its parameters. Raises UnsupportedMedia for a body that is packed."""
+    packed = request.headers.get("content-encoding", "identity").strip().lower()
+    if packed not in ("", "identity"):
+        raise UnsupportedMedia(f"Content-Encoding must be absent, got {checks.shown(packed)}")
+    return request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+
+
+def _parameter(content_type: str, name: str) -> str:
+    """A parameter of a Content-Type, "" where it is not there."""
+    from python_multipart.multipart import parse_options_header
+
+    return parse_options_header(content_type)[1].get(name.encode(), b"").decode("latin-1")
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} bytes" if isinstance(value, bytes) else checks.shown(value)
