@@ -118,6 +118,38 @@ def test_doctor_says_what_is_missing_and_the_line_that_mends_it(tmp_path: Path) 
     lacking = cli("doctor", "--data-dir", str(tmp_path), "--model", "stable-diffusion-xl-base-1.0")
     assert lacking.returncode == 1
     assert "darkroom models pull stable-diffusion-xl-base-1.0" in lacking.stdout
+    assert "darkroom models accept stable-diffusion-xl-base-1.0" in lacking.stdout
+    assert "--device" in cli("doctor", "--data-dir", str(tmp_path), DARKROOM_DEVICE="toaster").stdout
+    (tmp_path / "file").write_text("")
+    assert "--data-dir" in cli("doctor", "--data-dir", str(tmp_path / "file" / "x")).stdout
+    assert cli("doctor", "--data-dir", str(tmp_path / "a" / "b" / "c")).returncode == 0
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_the_operator_gets_wrong_is_one_line_and_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "darkroom.toml").write_text("port = [")
+    (tmp_path / "file").write_text("")
+    here = ("--data-dir", str(tmp_path / "data"))
+    done = {
+        "cannot be read": cli("doctor", DARKROOM_CORS_ORIGINS="https://a"),
+        "nearest is DARKROOM_MAX_QUEUE": cli("doctor", DARKROOM_MAX_QUEU="1"),
+        "is not a folder": cli("generate", "a cat", "-o", str(tmp_path / "missing" / "out.png"), *here),
+        "cannot be used": cli("key", "list", "--data-dir", str(tmp_path / "file" / "data")),
+        "darkroom.toml cannot be read": subprocess.run(
+            [sys.executable, "-m", "darkroom.cli", "doctor"], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+        ),
+    }
+    for line, result in done.items():
+        assert result.returncode == 1, line
+        assert line in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_a_data_folder_may_have_any_name(tmp_path: Path) -> None:
+    for name in ("with #", "50%41?", "käse"):
+        listed = cli("key", "create", "--data-dir", str(tmp_path / name))
+        assert listed.returncode == 0, listed.stderr
+        assert (tmp_path / name / "darkroom.sqlite").exists()
 
 
 def test_wrong_settings_are_one_clear_line(tmp_path: Path, server: Server) -> None:

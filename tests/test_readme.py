@@ -12,7 +12,7 @@ from pathlib import Path
 import requests
 from PIL import Image
 
-from darkroom.errors import DarkroomError
+from darkroom.errors import FAILURES, DarkroomError
 from darkroom.http.app import EXPOSED
 from tests.conftest import Server
 
@@ -72,8 +72,14 @@ def test_the_commands_of_the_api_page_work(server: Server, tmp_path: Path) -> No
 
 def test_the_table_of_errors_is_the_tree_of_errors() -> None:
     rows = dict(re.findall(r"^\| `(\w+)`[^|]*\| (\d{3}) \|", API, re.MULTILINE))
-    tree = {error.name: str(error.status) for error in _below(DarkroomError) if error.__module__.startswith(("darkroom.errors", "darkroom.http"))}
-    assert rows == tree
+    rooms = ("darkroom.errors", "darkroom.http", "darkroom.jobs")
+    tree = {error.name: str(error.status) for error in _below(DarkroomError) if error.__module__.startswith(rooms)}
+    assert rows == tree | {name: str(status) for name, status in FAILURES.items()} | {"method_not_allowed": "405"}
+
+
+def test_a_job_fails_by_no_other_name_than_those_of_the_table() -> None:
+    used = [re.findall(r"Failed\([\w.]+, \"(\w+)\"", file.read_text()) for file in (ROOT / "src" / "darkroom").rglob("*.py")]
+    assert {name for names in used for name in names} == set(FAILURES)
 
 
 def test_the_headers_of_a_picture_are_listed(server: Server) -> None:

@@ -19,6 +19,9 @@ DarkroomError                 500 server_error
 
 from __future__ import annotations
 
+# Names of the Failed events that end a Job, with their HTTP status.
+FAILURES = {"engine_error": 500, "not_finite": 500, "worker_died": 500, "shutting_down": 503, "model_unavailable": 503}
+
 
 class DarkroomError(Exception):
     """The root: a fault of ours, unless a subclass says otherwise. `lines` are fit for the client."""

@@ -90,6 +90,31 @@ async def test_a_worker_that_dies_once_costs_no_job(tmp_path: Path) -> None:
         assert again.pixels == alone.pixels
 
 
+async def test_a_job_whose_client_left_is_not_tried_again(tmp_path: Path) -> None:
+    """The child is stopped first, so that it cannot hear of the cancellation before it dies."""
+    async with working(tmp_path) as worker:
+        await outcome(worker, "warm")
+        child = child_of(worker)
+        async with aclosing(worker.submit("left", replace(PARAMS, steps=50, width=512, height=512))) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    os.kill(child, signal.SIGSTOP)
+                    break
+        os.kill(child, signal.SIGKILL)
+        assert isinstance(await outcome(worker, "next"), Finished)
+        assert "left" not in worker._jobs
+        assert child_of(worker) != child
+
+
+async def test_the_wait_for_the_model_counts_as_waiting(tmp_path: Path) -> None:
+    async with working(tmp_path) as worker:
+        began = time.monotonic()
+        event = await outcome(worker, "early")
+        assert isinstance(event, Finished)
+        assert event.queue_seconds + event.inference_seconds == pytest.approx(time.monotonic() - began, abs=0.5)
+        assert event.queue_seconds > event.inference_seconds
+
+
 async def test_cancel_takes_effect_at_the_next_step(tmp_path: Path) -> None:
     async with working(tmp_path) as worker:
         last: Event | None = None

@@ -13,7 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from .nets import Nets, Sizes, make_encoder, make_vae
-from .noise import UNCONDITIONAL, draw_faults, draw_noise, guided_error
+from .noise import UNCONDITIONAL, draw_noise
 from .pool import Batch
 
 T5_TOKENS = 256  # zeros that stand for T5's, as diffusers and the engine lay them below CLIP's
@@ -51,11 +51,8 @@ class SD35(Nets):
         sigma, noise = draw_sigmas(n, side, generator).view(-1, 1, 1, 1), draw_noise(batch.latents, side, generator)
         keep = torch.rand(n, generator=generator) > UNCONDITIONAL
         captions = [caption if kept else "" for caption, kept in zip(batch.captions, keep.tolist(), strict=True)]
-        noise = noise + draw_faults(batch.latents, (1 - sigma) / sigma, generator) * keep.view(-1, 1, 1, 1)
         noisy = (1 - sigma) * batch.latents + sigma * noise
-        with torch.no_grad():
-            blind = self._velocity(noisy, sigma.flatten(), [""] * n)
-        return guided_error(self._velocity(noisy, sigma.flatten(), captions), blind, noise - batch.latents, keep).mean()
+        return ((self._velocity(noisy, sigma.flatten(), captions) - (noise - batch.latents)) ** 2).mean()
 
     def _velocity(self, noisy: torch.Tensor, sigma: torch.Tensor, captions: list[str]) -> torch.Tensor:
         hidden, *pooled = self.encode(captions)

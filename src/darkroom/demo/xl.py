@@ -10,7 +10,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DC
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from .nets import Nets, Sizes, make_encoder, make_vae
-from .noise import UNCONDITIONAL, draw_faults, draw_noise, guided_error
+from .noise import UNCONDITIONAL, draw_noise
 from .pool import Batch
 
 
@@ -42,17 +42,14 @@ class XL(Nets):
         alpha = ALPHAS[t].view(-1, 1, 1, 1)
         hidden, _, pooled = self.encode(batch.captions)
         keep = torch.rand(n, generator=generator) > UNCONDITIONAL
-        noise = noise + draw_faults(batch.latents, (alpha / (1 - alpha)).sqrt(), generator) * keep.view(-1, 1, 1, 1)
+        conditions = {
+            "text_embeds": pooled * keep.view(-1, 1),
+            "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * n, dtype=torch.float32),
+        }
         noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise
-        with torch.no_grad():
-            blind = self._predict(noisy, t, torch.zeros_like(hidden), torch.zeros_like(pooled), side)
-        found = self._predict(noisy, t, hidden * keep.view(-1, 1, 1), pooled * keep.view(-1, 1), side)
-        return (guided_error(found, blind, noise, keep) * weigh(alpha)).mean()
-
-    def _predict(self, noisy: torch.Tensor, t: torch.Tensor, hidden: torch.Tensor, pooled: torch.Tensor, side: int) -> torch.Tensor:
-        time_ids = torch.tensor([[side, side, 0, 0, side, side]] * len(t), dtype=torch.float32)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-        return self.denoiser(noisy, t, hidden, added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids}).sample
+        found = self.denoiser(noisy, t, hidden * keep.view(-1, 1, 1), added_cond_kwargs=conditions).sample
+        return ((found - noise) ** 2 * weigh(alpha)).mean()
 
 
 def make_scheduler() -> Any:

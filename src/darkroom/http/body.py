@@ -45,14 +45,14 @@ async def read_json(request: Request) -> Body:
     content = await desk.body(request, min(MAX_JSON, desk.settings.max_body_bytes))
     try:
         pairs = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_Pairs, parse_int=_whole)
-    except (ValueError, RecursionError) as error:
+        if not isinstance(pairs, _Pairs):
+            raise BadRequest("the body must be a JSON object")
+        for name, value in pairs:
+            body.put(name, _plain(value))
+            if _repeats(value):
+                body.faults[name] = f"{checks.shown(name)} must give each name of an object once, got one twice"
+    except (ValueError, RecursionError) as error:  # nested deeper than Python goes, which differs from version to version
         raise BadRequest(f"the body must be JSON ({error})"[:200]) from error
-    if not isinstance(pairs, _Pairs):
-        raise BadRequest("the body must be a JSON object")
-    for name, value in pairs:
-        body.put(name, _plain(value))
-        if _repeats(value):
-            body.faults[name] = f"{checks.shown(name)} must give each name of an object once, got one twice"
     return body
 
 

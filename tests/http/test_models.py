@@ -1,0 +1,101 @@
+"""Several models behind one server: who serves what, and when it is in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from darkroom.models.catalogue import resolve
+from tests.conftest import Server
+from tests.http.test_generate import errors, pixels
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+    """The checkpoint in the box under another name."""
+    folder = tmp_path / "second"
+    shutil.copytree(str(resolve("demo-xl", tmp_path).path), folder)
+    own = json.loads((folder / "darkroom.json").read_text())
+    (folder / "darkroom.json").write_text(json.dumps(own | {"name": "second"}))
+    return folder
+
+
+def models(server: Server) -> dict[str, dict[str, Any]]:
+    listed = requests.get(f"{server.service_id}/v1/models", headers=server.headers(), timeout=30).json()["data"]
+    return {model["id"]: model for model in listed}
+
+
+def wait_until(said: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not said():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_two_models_are_loaded_and_each_answers_by_its_name(serve: Callable[..., Server], second: Path) -> None:
+    server = serve("--model", f"demo-xl,{second}")
+    assert server.block[2] == "MODEL=demo-xl"
+    assert server.generate(model="second", seed=4).headers["X-Model"] == "second"
+    assert server.generate(seed=4).headers["X-Model"] == "demo-xl"
+    wait_until(lambda: all(model["loaded"] for model in models(server).values()))
+    assert list(models(server)) == ["demo-xl", "second"]
+    assert all(model["memory_bytes"] > 10e6 for model in models(server).values())
+    body = errors(server.generate(model="third"), 404)
+    assert "demo-xl, second" in body["errors"][0]
+
+
+def test_a_model_loads_at_its_first_use_and_leaves_for_another(serve: Callable[..., Server], second: Path) -> None:
+    """The budget holds one of the two."""
+    server = serve("--model", f"demo-xl,{second}", "--no-preload", "--memory-budget", "0.07")
+    assert not any(model["loaded"] for model in models(server).values())
+    for name in ("second", "demo-xl", "second"):
+        pixels(server.generate(model=name))
+        assert {model for model, facts in models(server).items() if facts["loaded"]} == {name}
+    replies: list[requests.Response] = []
+    both = [threading.Thread(target=lambda name=name: replies.append(server.generate(model=name))) for name in ("demo-xl", "second") * 3]  # type: ignore[misc]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert [reply.status_code for reply in replies] == [200] * 6
+
+
+def test_a_service_serves_what_it_was_told_to(serve: Callable[..., Server], second: Path) -> None:
+    server = serve("--model", f"demo-xl,{second}")
+    made = json.loads(server.cli("service", "create", "narrow", "--models", "second", "--json").stdout)
+    assert made["models"] == ["second"]
+    key = json.loads(server.cli("key", "create", "--service", made["id"], "--json").stdout)["key"]
+    other = Server(f"{server.host}/{made['id']}", key, "second", [], server.data_dir, server.log, server.process)
+    assert list(models(other)) == ["second"]
+    assert other.generate().headers["X-Model"] == "second"
+    errors(other.generate(model="demo-xl"), 404)
+    assert json.loads(server.cli("service", "models", made["id"], "--models", "demo-xl,second", "--json").stdout)["models"] == ["demo-xl", "second"]
+    assert list(models(other)) == ["demo-xl", "second"]
+    wrong = server.cli("service", "create", "wrong", "--models", "third")
+    assert wrong.returncode == 1
+    assert "demo-xl, second" in wrong.stderr
+
+
+def test_a_broken_model_takes_no_other_along(serve: Callable[..., Server], second: Path) -> None:
+    (second / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not weights")
+    server = serve("--model", f"demo-xl,{second}")
+    reply = server.generate(model="second")
+    assert errors(reply, 503)["name"] == "model_unavailable"
+    assert str(second) not in reply.text
+    assert reply.headers["Retry-After"]
+    pixels(server.generate())
+    wait_until(lambda: requests.get(f"{server.host}/readyz", timeout=10).status_code == 200)
+
+
+def test_the_same_model_twice_is_an_error(tmp_path: Path, server: Server) -> None:
+    done = server.cli("doctor", "--model", "demo-xl,demo-xl")
+    assert done.returncode == 1
+    assert "once each" in done.stderr
