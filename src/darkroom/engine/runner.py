@@ -45,6 +45,7 @@ class Runner:
 
     def __init__(self, family: Family, lora_folder: Path = Path("loras"), max_lora_bytes: int = 0):
         self.family = family
+        self._net_bytes = sum(tensor.nbytes for net in family.nets().values() for tensor in (*net.parameters(), *net.buffers()))
         self._loras = Loras(family, lora_folder, max_lora_bytes)
         self._texts: OrderedDict[tuple[str, tuple[LoraKey, ...]], Text] = OrderedDict()
 
@@ -55,7 +56,7 @@ class Runner:
     @property
     def nbytes(self) -> int:
         """Bytes of the nets' weights, and of the LoRAs that are kept for them."""
-        return self._loras.nbytes + sum(tensor.nbytes for net in self.family.nets().values() for tensor in (*net.parameters(), *net.buffers()))
+        return self._net_bytes + self._loras.nbytes
 
     def release(self) -> None:
         """Give the device's cached memory back; call it once nobody else holds the Runner."""
