@@ -52,7 +52,6 @@ def test_one_side_given_wins_and_the_other_follows_the_picture(server: Server) -
 
 
 def test_what_does_not_fit_is_cropped_from_the_middle(server: Server) -> None:
-    """200 x 128 becomes 192 x 128: the edge between blue and yellow stays in the middle."""
     got = pixels(server.control(picture(256, 128), width="128", height="128", control_strength="1"))
     assert np.abs(got[:, :48].mean((0, 1)) - [45, 80, 220]).max() < 30
     assert np.abs(got[:, 80:].mean((0, 1)) - [245, 210, 40]).max() < 30
@@ -141,6 +140,20 @@ def test_too_many_pixels_are_a_413_by_the_header_alone(server: Server) -> None:
 
     huge = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     assert "60000 x 60000" in errors(server.control(huge), 413)["errors"][0]
+
+
+@pytest.mark.parametrize("declared", ["image/gif", "text/plain", "image/jpeg"])
+def test_what_a_file_is_called_plays_no_part(server: Server, declared: str) -> None:
+    files = {"image": ("picture.jpg", picture(), declared)}
+    data = {"prompt": "a cat", "steps": "10", "control_strength": "1"}
+    pixels(requests.post(f"{server.service_id}/v1/images/control", files=files, data=data, headers=server.headers(), timeout=60))
+
+
+def test_too_many_bytes_in_chunks_are_a_413(server: Server) -> None:
+    head = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    chunks = (part for part in [head, *[b"x" * 2**20] * 21])
+    kind = {"Content-Type": "multipart/form-data; boundary=edge"}
+    errors(requests.post(f"{server.service_id}/v1/images/control", data=chunks, headers=server.headers() | kind, timeout=60), 413)
 
 
 def test_too_many_bytes_are_a_413(server: Server) -> None:

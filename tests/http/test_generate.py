@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 
 import numpy as np
 import pytest
@@ -74,8 +75,10 @@ def test_without_guidance_the_negative_prompt_plays_no_part(server: Server) -> N
 
 @pytest.mark.parametrize(
     ("field", "good"),
-    [("steps", 10.0), ("steps", 11), ("width", 192), ("height", 128.0), ("cfg_scale", 35), ("cfg_scale", 0), ("seed", 4294967295), ("seed", 7.0)],
-)
+    [
+        ("steps", 10.0), ("steps", 11), ("width", 192), ("width", 1024), ("height", 128.0), ("cfg_scale", 35), ("cfg_scale", 0), ("seed", 4294967295), ("seed", 7.0),
+    ],
+)  # fmt: skip
 def test_values_at_the_edge_are_taken(server: Server, field: str, good: object) -> None:
     pixels(server.generate(**{field: good}))
 
@@ -85,7 +88,8 @@ def test_values_at_the_edge_are_taken(server: Server, field: str, good: object) 
     [
         ("steps", 9, "between 10 and 50"), ("steps", 51, "between 10 and 50"), ("steps", "30", "whole number"), ("steps", 30.5, "whole number"),
         ("steps", True, "whole number"), ("steps", [30], "whole number"), ("steps", {}, "whole number"), ("steps", 10**400, "between"),
-        ("width", 100, "multiple of 64"), ("width", 64, "between 128"), ("width", 1 << 40, "between 128"), ("height", 130, "multiple of 64"),
+        ("width", 100, "multiple of 64"), ("width", 64, "between 128"), ("width", 1 << 40, "between 128"), ("width", 1088, "between 128 and 1024"),
+        ("height", 130, "multiple of 64"),
         ("height", "512", "multiple of 64"), ("cfg_scale", -0.1, "between 0 and 35"), ("cfg_scale", 35.01, "between 0 and 35"),
         ("cfg_scale", "7", "a number"), ("cfg_scale", True, "a number"), ("seed", -1, "between 0 and 4294967295"), ("seed", 4294967296, "between 0"),
         ("seed", 1.5, "whole number"), ("prompt", "", "1 to 10000"), ("prompt", " \n\t", "white space"), ("prompt", 7, "string"),
@@ -173,24 +177,35 @@ def test_a_prompt_beyond_the_language_gets_its_picture_and_a_hint(server: Server
 
 
 def test_a_prompt_over_77_tokens_says_from_which_word_it_was_cut(server: Server) -> None:
-    reply = server.generate(prompt="a red apple " * 60)
+    reply = server.generate(prompt="cat " * 75 + "walrus " + "dog " * 9)
     pixels(reply)
-    assert "77 tokens" in reply.headers["X-Model-Note"]
+    assert "77 tokens and was cut from 'walrus' on" in reply.headers["X-Model-Note"]
 
 
 def test_the_png_carries_its_parameters(server: Server) -> None:
     text = Image.open(io.BytesIO(server.generate(seed=9, negative_prompt="a cat").content)).text
     own = json.loads(text["darkroom"])
     assert own["prompt"] == SMALL["prompt"]
+    assert own["schema"] == 1
+    assert own["versions"]["darkroom"]
     assert (own["seed"], own["steps"], own["width"], own["cfg_scale"]) == (9, 10, 128, 7.0)
     assert text["parameters"].startswith(f"{SMALL['prompt']}\nNegative prompt: a cat\nSteps: 10, ")
     assert "Seed: 9, Size: 128x128" in text["parameters"]
 
 
-def test_a_header_leaves_the_prompt_out(server: Server) -> None:
-    reply = server.generate(headers={"X-Embed-Prompt": "false"})
-    assert b"apple" not in reply.content
+@pytest.mark.parametrize("no", ["false", "0", "No"])
+def test_a_header_leaves_the_prompt_out_of_the_file_and_the_rows(server: Server, no: str) -> None:
+    reply = server.generate(headers={"X-Embed-Prompt": no}, prompt="a secret walrus")
+    assert b"walrus" not in reply.content
     assert json.loads(Image.open(io.BytesIO(reply.content)).text["darkroom"])["steps"] == 10
+    rows = sqlite3.connect(f"file:{server.data_dir / 'darkroom.sqlite'}?mode=ro", uri=True)
+    newest = rows.execute("select parameters from jobs order by created_at desc limit 1").fetchone()[0]
+    assert "walrus" not in newest
+    assert json.loads(newest)["steps"] == 10
+
+
+def test_a_header_that_says_neither_yes_nor_no_is_an_error(server: Server) -> None:
+    assert "X-Embed-Prompt" in errors(server.generate(headers={"X-Embed-Prompt": "maybe"}), 422)["errors"][0]
 
 
 @pytest.mark.parametrize("accept", ["", "*/*", "image/*", "image/png", "application/json, text/plain, */*", "text/html,image/avif,*/*;q=0.8"])
@@ -201,3 +216,8 @@ def test_the_png_comes_whenever_it_is_admitted(server: Server, accept: str) -> N
 @pytest.mark.parametrize("accept", ["application/json", "text/html", "image/png;q=0, application/json"])
 def test_a_client_that_takes_no_png_is_told_so_before_any_work(server: Server, accept: str) -> None:
     assert errors(server.generate(headers={"Accept": accept}), 406)["name"] == "not_acceptable"
+
+
+def test_the_png_comes_where_no_accept_is_sent(server: Server) -> None:
+    headers = server.headers() | {"Content-Type": "application/json", "Accept": None}  # requests sends */* unless told not to
+    pixels(requests.post(f"{server.service_id}/v1/images/generate", data=json.dumps(SMALL), headers=headers, timeout=60))

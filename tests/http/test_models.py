@@ -47,6 +47,9 @@ def test_two_models_are_loaded_and_each_answers_by_its_name(serve: Callable[...,
     assert server.generate(seed=4).headers["X-Model"] == "demo-xl"
     wait_until(lambda: all(model["loaded"] for model in models(server).values()))
     assert list(models(server)) == ["demo-xl", "second"]
+    here = requests.get(f"{server.host}/v1/models", headers=server.headers(), timeout=30).json()
+    assert [model["id"] for model in here["data"]] == ["demo-xl", "second"]
+    assert here["object"] == "list"
     assert all(model["memory_bytes"] > 10e6 for model in models(server).values())
     body = errors(server.generate(model="third"), 404)
     assert "demo-xl, second" in body["errors"][0]

@@ -137,6 +137,15 @@ def test_a_named_model_whose_files_are_gone_spoils_no_other(tmp_path: Path) -> N
     assert resolve("demo-xl", data).path
 
 
+def test_auto_is_the_manuals_model_where_it_is_installed(tmp_path: Path) -> None:
+    assert resolve("auto", tmp_path).name == "demo-xl"
+    folder = tmp_path / "models" / "stabilityai--stable-diffusion-xl-base-1.0"
+    shutil.copytree(str(resolve("demo-xl", tmp_path).path), folder)
+    (folder / "darkroom.json").unlink()
+    (folder / ".complete").write_text(json.dumps({"hub_id": "stabilityai/stable-diffusion-xl-base-1.0", "license": "openrail++", "files": {}}))
+    assert resolve("auto", tmp_path).name == "stable-diffusion-xl-base-1.0"
+
+
 def test_the_settings_may_name_models_too(tmp_path: Path) -> None:
     mine = folder(tmp_path / "somewhere")
     assert resolve("mine", tmp_path, {"mine": str(mine)}).path == str(mine)
