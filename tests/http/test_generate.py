@@ -76,7 +76,8 @@ def test_without_guidance_the_negative_prompt_plays_no_part(server: Server) -> N
 @pytest.mark.parametrize(
     ("field", "good"),
     [
-        ("steps", 10.0), ("steps", 11), ("width", 192), ("width", 1024), ("height", 128.0), ("cfg_scale", 35), ("cfg_scale", 0), ("seed", 4294967295), ("seed", 7.0),
+        ("steps", 10.0), ("steps", 11), ("width", 192), ("width", 1024), ("height", 128.0), ("cfg_scale", 35),
+        ("cfg_scale", 0), ("seed", 4294967295), ("seed", 7.0),
     ],
 )  # fmt: skip
 def test_values_at_the_edge_are_taken(server: Server, field: str, good: object) -> None:
