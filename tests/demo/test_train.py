@@ -86,6 +86,15 @@ def test_weights_of_snr_are_never_zero():
     assert weights[999] > 1
 
 
+def test_captions_mislead_only_where_the_picture_is_all_but_done():
+    captions = [str(i) for i in range(1000)]
+    told = xl.mislead(captions, torch.arange(1000), torch.Generator().manual_seed(1))
+    wrong = [i for i, caption in enumerate(told) if caption != captions[i]]
+    assert max(wrong) < xl.LATE
+    assert 0.4 * xl.LATE < len(wrong) < 0.6 * xl.LATE
+    assert all(told[i] == captions[i - 1] for i in wrong)
+
+
 def test_one_token_stands_for_all_that_are_alike():
     torch.manual_seed(0)
     net = sd35.make_transformer(nets.TINY)

@@ -40,7 +40,7 @@ class XL(Nets):
         n, side = len(batch.captions), batch.side
         t, noise = draw_times(n, side, generator), draw_noise(batch.latents, side, generator)
         alpha = ALPHAS[t].view(-1, 1, 1, 1)
-        hidden, _, pooled = self.encode(batch.captions)
+        hidden, _, pooled = self.encode(mislead(batch.captions, t, generator))
         keep = torch.rand(n, generator=generator) > UNCONDITIONAL
         conditions = {
             "text_embeds": pooled * keep.view(-1, 1),
@@ -57,6 +57,7 @@ def make_scheduler() -> Any:
     return EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="leading", steps_offset=1)
 
 
+LATE = 200  # of 1000 timesteps; image to image at control_strength 0.9 begins at 100
 ALPHAS = make_scheduler().alphas_cumprod
 
 
@@ -77,6 +78,14 @@ def draw_times(n: int, side: int, generator: torch.Generator) -> torch.Tensor:
     """n of the 1000 timesteps. Large pictures lean to the noisy ones: detail is shared with smaller sizes, layout is not."""
     lean = 0.55 if side >= 512 else 0.7 if side >= 256 else 1.0
     return (1000 * torch.rand(n, generator=generator) ** lean).long().clamp(max=999)
+
+
+def mislead(captions: list[str], t: torch.Tensor, generator: torch.Generator) -> list[str]:
+    """The captions, at the last timesteps half of them another row's: there the picture is all but done, and what it shows must
+    count, not what is said of it. Image to image at a high control_strength keeps its picture by this, and guidance has
+    nothing left to drive."""
+    wrong = (t < LATE) & (torch.rand(len(captions), generator=generator) < 0.5)
+    return [captions[i - 1] if misled else caption for i, (caption, misled) in enumerate(zip(captions, wrong.tolist(), strict=True))]
 
 
 def weigh(alpha: torch.Tensor) -> torch.Tensor:
