@@ -50,7 +50,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_lora(folder / "one.safetensors", 1)
     write_lora(folder / "text.safetensors", 2, text=True)
     (folder / "sd3.safetensors").write_bytes(lora(peft("transformer.transformer_blocks.0.attn.to_q")))
-    (folder / "narrow.safetensors").write_bytes(lora(kohya(f"lora_unet_{FLAT}", width=8)))
+    attention = FLAT.replace("down_blocks_1", "down_blocks_2")  # of the model in the box, where its attention begins
+    (folder / "narrow.safetensors").write_bytes(lora(kohya(f"lora_unet_{attention}", width=8)))
     (folder / "broken.safetensors").write_bytes(b"\x80\x02}q\0.")
     running = start(data)
     yield running
