@@ -35,7 +35,7 @@ def test_hint_and_examples_speak_the_language():
 
 
 def test_card_is_data():
-    assert json.loads(json.dumps(language.card("demo-xl", "sdxl")))["language"]["hint"] == language.HINT
+    assert json.loads(json.dumps(language.card("demo-xl", "sdxl", 7.0)))["language"]["hint"] == language.HINT
 
 
 def test_captions():

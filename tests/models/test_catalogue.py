@@ -10,7 +10,7 @@ import pytest
 
 from darkroom.engine.load import load_family
 from darkroom.errors import Invalid, ModelUnavailable, NotFound, Unsupported
-from darkroom.models.catalogue import COMPLETE, add, known, memory_bytes, remove, resolve
+from darkroom.models.catalogue import COMPLETE, DEMOS, add, known, memory_bytes, remove, resolve
 from darkroom.models.pull import Listing, choose
 from darkroom.types import ModelCard
 
@@ -92,17 +92,17 @@ def test_a_pull_fetches_each_net_once_in_half_precision_where_there_is_one() -> 
 def test_the_models_known_by_name_say_what_they_are(tmp_path: Path) -> None:
     cards = {card.name: card for card in known(tmp_path)}
     assert cards.keys() == {
-        "demo-xl", "stable-diffusion-xl-base-1.0", "sdxl-turbo", "stable-diffusion-3-medium", "stable-diffusion-3.5-medium",
+        "demo-xl", "demo-3.5", "stable-diffusion-xl-base-1.0", "sdxl-turbo", "stable-diffusion-3-medium", "stable-diffusion-3.5-medium",
         "stable-diffusion-3.5-large", "stable-diffusion-3.5-large-turbo",
     }  # fmt: skip
     for name, card in cards.items():
-        assert card.family == ("sd3" if "diffusion-3" in name else "sdxl")
+        assert card.family == ("sd3" if "3-" in name or "3.5" in name else "sdxl")
         assert card.min_steps <= card.default_steps <= card.max_steps
-        assert bool(card.licence.asks) == (name != "demo-xl")
+        assert bool(card.licence.asks) == (name not in DEMOS)
         assert card.licence.url
         assert card.licence.version
-        assert name == "demo-xl" or card.parameters > 3e9
-        assert card.gated == (card.family == "sd3")
+        assert name in DEMOS or card.parameters > 3e9
+        assert card.gated == (card.family == "sd3" and name not in DEMOS)
         assert resolve(name, tmp_path) == card
         assert card.hub_id is None or resolve(card.hub_id, tmp_path) == card
     assert memory_bytes(cards["stable-diffusion-3.5-large"], "float16") == 2 * cards["stable-diffusion-3.5-large"].parameters

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import re
 import subprocess
+import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -244,3 +250,29 @@ def test_a_pulled_model_is_shown_verified_and_removed(hub: Hub, painter: Reposit
     assert run("models", "remove", "maker/painter", "--yes").returncode == 0
     assert not folder.exists()
     assert "maker/painter" not in run("models", "list").stdout
+
+
+def test_one_progress_bar_knows_its_total_from_the_start(hub: Hub, tiny: Path, tmp_path: Path) -> None:
+    hub.repositories["maker/bulky"] = bulky("vae/diffusion_pytorch_model.safetensors", tiny)
+    shown = on_a_terminal("models", "pull", "maker/bulky", "--data-dir", str(tmp_path / "data"), HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"))
+    bars = [line for line in re.split(r"[\r\n]+", shown) if "%|" in line]
+    assert bars, shown
+    assert all("bulky:" in bar for bar in bars), bars
+    totals = {re.search(r"/(\S+) \[", bar)[1] for bar in bars}  # type: ignore[index]
+    assert len(totals) == 1, bars
+    assert "100%|" in bars[-1], bars
+
+
+def on_a_terminal(*words: str, **environment: str) -> str:
+    """What a command of `darkroom` writes to a terminal."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (24, 100))
+    with subprocess.Popen([sys.executable, "-m", "darkroom.cli", *words], stdout=theirs, stderr=theirs, env=os.environ | environment) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # a terminal whose other end closes
+            while piece := os.read(ours, 4096):
+                shown += piece
+    os.close(ours)
+    assert process.returncode == 0, shown
+    return shown.decode()

@@ -20,7 +20,7 @@ def save_folder(nets: Nets, folder: Path) -> None:
     halved.pipeline().save_pretrained(folder)
     for config in folder.rglob("*.json"):
         _clean(config)
-    (folder / "darkroom.json").write_text(json.dumps(card(nets.name, nets.family), indent=1) + "\n")
+    (folder / "darkroom.json").write_text(json.dumps(card(nets.name, nets.family, nets.cfg), indent=1) + "\n")
 
 
 def _clean(config: Path) -> None:

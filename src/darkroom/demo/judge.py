@@ -102,7 +102,9 @@ class Model:
         from diffusers.utils import logging
 
         logging.set_verbosity_error()  # otherwise a line about force_upcast with every edit
-        self.pipe: Any = DiffusionPipeline.from_pretrained(self.folder, dtype=torch.float32)
+        parts = DiffusionPipeline.load_config(self.folder)
+        absent = {name: None for name, part in parts.items() if part == [None, None]}  # as T5 of demo-3.5: diffusers wants it said
+        self.pipe: Any = DiffusionPipeline.from_pretrained(self.folder, dtype=torch.float32, **absent)
         self.edit_pipe: Any = AutoPipelineForImage2Image.from_pipe(self.pipe)
         for pipe in (self.pipe, self.edit_pipe):
             pipe.set_progress_bar_config(disable=True)
@@ -135,7 +137,7 @@ def judge_kind(model: Model, kind: str, side: int, count: int, cfg: float = 7.0,
     return {"kind": kind, "side": side, "cfg": cfg, "count": count, "right": count - len(failed), "failed": failed}
 
 
-def judge_edits(model: Model, side: int, count: int) -> dict[str, int]:
+def judge_edits(model: Model, side: int, count: int, cfg: float = 7.0) -> dict[str, int]:
     """Another colour over the picture of a shape: at control_strength 0.35 the place must stay and the colour change; at 0.9
     the picture must stay."""
     rng = random.Random(21)
@@ -147,7 +149,7 @@ def judge_edits(model: Model, side: int, count: int) -> dict[str, int]:
         image = compose(old, place(rng, old), side)
         prompt = Scene((Figure(figure.name, colour),), old.ground, old.size).caption
         before = look(image)
-        edited, near = (look(model.edit(prompt, image, strength, seed=7000 + i)) for strength in (0.35, 0.9))
+        edited, near = (look(model.edit(prompt, image, strength, 7000 + i, cfg)) for strength in (0.35, 0.9))
         stays = overlap(before.mask, edited.mask) > 0.6
         changes = bool(edited.mask.any()) and colour_name(edited) == colour
         kept = float(np.abs(near.pixels - before.pixels).mean()) < 10 and is_figure(near, figure)
@@ -212,16 +214,17 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=30, help="pictures for image to image")
     parser.add_argument("--manual", type=int, default=5, help="seeds for the manual's bodies")
     parser.add_argument("--sides", type=int, nargs="*", default=[256, 512])
-    parser.add_argument("--cfg", type=float, default=7.0)
+    parser.add_argument("--cfg", type=float, help="guidance of text to image and edits (the checkpoint's own default_cfg)")
     parser.add_argument("--keep", type=Path, help="folder for the judged pictures")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
     itself = judge_itself(300)
     print("the judge itself:", {k: {n: f"{x:.1%}" for n, x in v.items()} for k, v in itself.items()}, flush=True)
     model = Model(args.model)
-    results = {"itself": itself, "held out": report(model, args.sides, args.count, args.cfg, args.keep)}
+    cfg = args.cfg if args.cfg is not None else json.loads((args.model / "darkroom.json").read_text())["default_cfg"]
+    results = {"itself": itself, "held out": report(model, args.sides, args.count, cfg, args.keep)}
     if args.edits:
-        results["edits"] = [judge_edits(model, side, args.edits) for side in args.sides]
+        results["edits"] = [judge_edits(model, side, args.edits, cfg) for side in args.sides]
         print(*results["edits"], sep="\n", flush=True)
     if args.manual:
         results["manual"] = judge_manual(model, args.manual)

@@ -66,9 +66,9 @@ def unknown_words(prompt: str, words: Collection[str] = ()) -> list[str]:
     return [word for word in dict.fromkeys(found) if word not in known]
 
 
-def card(name: str, family: str) -> dict:
+def card(name: str, family: str, cfg: float) -> dict:
     """What `darkroom.json` in the checkpoint folder says, so that a gateway needs no import of this package."""
     return {
-        "name": name, "family": family, "default_side": 512, "max_side": 1024, "license": "Apache-2.0",
+        "name": name, "family": family, "default_side": 512, "max_side": 1024, "default_cfg": cfg, "license": "Apache-2.0",
         "language": {"words": sorted(KNOWN), "hint": HINT}, "examples": list(EXAMPLES),
     }  # fmt: skip

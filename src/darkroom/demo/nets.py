@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTokenizer
 
 from .pool import Batch
@@ -50,6 +51,7 @@ class Nets(ABC):
 
     name: ClassVar[str]
     family: ClassVar[str]
+    cfg: ClassVar[float] = 7.0  # with which it draws best, by the judge
 
     @classmethod
     @abstractmethod
@@ -72,6 +74,11 @@ class Nets(ABC):
     def trained(self) -> list[torch.nn.Parameter]:
         """What the denoiser's training moves: it and the text encoders, in a fixed order."""
         return [p for net in (self.denoiser, self.text, self.text_2) for p in net.parameters()]
+
+    def take_text(self, folder: Path) -> None:
+        """Take the text encoders' weights from another checkpoint of this language. (SDXL's first has no projection: it stays.)"""
+        for encoder, part in ((self.text, "text_encoder"), (self.text_2, "text_encoder_2")):
+            encoder.load_state_dict(load_file(folder / part / "model.safetensors"), strict=False)
 
     def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Hidden states [n, 77, 2 x text width] and each encoder's pooled [n, text width]."""

@@ -14,3 +14,11 @@ def draw_noise(latents: torch.Tensor, side: int, generator: torch.Generator) -> 
     noise = torch.randn(latents.shape, generator=generator)
     offset = torch.randn(n, c, 1, 1, generator=generator)
     return noise + (0.1 if side >= 192 else 0.03) * offset
+
+
+def mislead(captions: list[str], late: torch.Tensor, generator: torch.Generator) -> list[str]:
+    """The captions, in half of the rows that are `late` [n] another row's: there the picture is all but done, and what it shows
+    must count, not what is said of it. Image to image at a high control_strength keeps its picture by this, and guidance has
+    nothing left to drive."""
+    wrong = late & (torch.rand(len(captions), generator=generator) < 0.5)
+    return [captions[i - 1] if misled else caption for i, (caption, misled) in enumerate(zip(captions, wrong.tolist(), strict=True))]

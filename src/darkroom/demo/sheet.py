@@ -17,7 +17,7 @@ PROMPTS = (
 
 
 @torch.no_grad()
-def write_sheet(nets: Nets, file: Path, sides: tuple[int, ...] = (128, 256, 512), shown: int = 160, cfg: float = 7.0) -> None:
+def write_sheet(nets: Nets, file: Path, sides: tuple[int, ...] = (128, 256, 512), shown: int = 160) -> None:
     """One picture for each prompt and side, 30 steps, seeds fixed; each shown at `shown` pixels."""
     pipe = nets.pipeline()
     pipe.set_progress_bar_config(disable=True)
@@ -26,7 +26,7 @@ def write_sheet(nets: Nets, file: Path, sides: tuple[int, ...] = (128, 256, 512)
     for row, side in enumerate(sides):
         for column, prompt in enumerate(PROMPTS):
             generator = torch.Generator().manual_seed(1000 * row + column)
-            picture = pipe(prompt, width=side, height=side, num_inference_steps=30, guidance_scale=cfg, generator=generator).images[0]
+            picture = pipe(prompt, width=side, height=side, num_inference_steps=30, guidance_scale=nets.cfg, generator=generator).images[0]
             sheet.paste(picture.resize((shown, shown), Image.Resampling.LANCZOS), (column * shown, row * shown))
     sheet.save(file)
     nets.denoiser.train()

@@ -164,6 +164,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path(".training/checkpoint"), help="folder of the finished checkpoint")
     parser.add_argument("--init", type=Path, help="start from the weights of this checkpoint folder")
     parser.add_argument("--vae", type=Path, help="take the autoencoder of this folder instead of training one")
+    parser.add_argument("--text", type=Path, help="start from the text encoders of this folder, of either family")
     parser.add_argument("--steps", type=int, default=Plan.steps, help="training steps of the denoiser in all")
     parser.add_argument("--vae-steps", type=int, default=12000, help="training steps of the autoencoder (none with --init)")
     parser.add_argument("--decoder-steps", type=int, default=0, help="further training steps of the decoder alone")
@@ -194,6 +195,8 @@ def main() -> None:
         nets.vae.register_to_config(scaling_factor=measure_scale(nets.vae, args.seed))
     elif not args.init:
         train_autoencoder(nets.vae, args.state, args.vae_steps, args.seed)
+    if args.text:
+        nets.take_text(args.text)
     if args.decoder_steps:
         train_decoder(nets.vae, args.state, args.decoder_steps, args.seed)
     small_first = args.small_first if args.small_first is not None else (0.0 if args.init else Plan.small_first)

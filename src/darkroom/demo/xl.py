@@ -10,7 +10,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DC
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from .nets import Nets, Sizes, make_encoder, make_vae
-from .noise import UNCONDITIONAL, draw_noise
+from .noise import UNCONDITIONAL, draw_noise, mislead
 from .pool import Batch
 
 
@@ -40,7 +40,7 @@ class XL(Nets):
         n, side = len(batch.captions), batch.side
         t, noise = draw_times(n, side, generator), draw_noise(batch.latents, side, generator)
         alpha = ALPHAS[t].view(-1, 1, 1, 1)
-        hidden, _, pooled = self.encode(mislead(batch.captions, t, generator))
+        hidden, _, pooled = self.encode(mislead(batch.captions, t < LATE, generator))
         keep = torch.rand(n, generator=generator) > UNCONDITIONAL
         conditions = {
             "text_embeds": pooled * keep.view(-1, 1),
@@ -78,14 +78,6 @@ def draw_times(n: int, side: int, generator: torch.Generator) -> torch.Tensor:
     """n of the 1000 timesteps. Large pictures lean to the noisy ones: detail is shared with smaller sizes, layout is not."""
     lean = 0.55 if side >= 512 else 0.7 if side >= 256 else 1.0
     return (1000 * torch.rand(n, generator=generator) ** lean).long().clamp(max=999)
-
-
-def mislead(captions: list[str], t: torch.Tensor, generator: torch.Generator) -> list[str]:
-    """The captions, at the last timesteps half of them another row's: there the picture is all but done, and what it shows must
-    count, not what is said of it. Image to image at a high control_strength keeps its picture by this, and guidance has
-    nothing left to drive."""
-    wrong = (t < LATE) & (torch.rand(len(captions), generator=generator) < 0.5)
-    return [captions[i - 1] if misled else caption for i, (caption, misled) in enumerate(zip(captions, wrong.tolist(), strict=True))]
 
 
 def weigh(alpha: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Bringing weights from the hub, with its client's progress bars; a model that did not come whole is never taken for one."""
+"""Bringing weights from the hub, with one progress bar; a model that did not come whole is never taken for one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from darkroom.errors import ModelUnavailable, NotFound, Unsupported
 from darkroom.models.cards import family_of
@@ -59,8 +61,10 @@ def pull(card: ModelCard, data_dir: Path) -> ModelCard:
         raise Unsupported(f"{card.hub_id} is not in diffusers' layout: it has no {INDEX}")
     _fetch(card, listing, [INDEX], folder)
     names = choose(card, listing, family_of(folder))  # of another kind of model not a gigabyte is brought
-    _check_room(sum(listing.files[name].size for name in names if not (folder / name).exists()), folder)
-    _fetch(card, listing, names, folder)
+    whole, needed = (sum(listing.files[name].size for name in chosen) for chosen in (names, [n for n in names if not (folder / n).exists()]))
+    _check_room(needed, folder)
+    with tqdm(desc=card.name, total=whole, initial=whole - needed, unit="B", unit_scale=True, disable=None) as bar:
+        _fetch(card, listing, names, folder, bar)
     facts = {"hub_id": card.hub_id, "revision": listing.revision, "license": listing.license}
     _mark(folder, facts | {"files": {name: _hash_stated(listing.files[name]) for name in names}})
     return resolve(asked_by(card), data_dir)
@@ -91,7 +95,7 @@ def choose(card: ModelCard, listing: Listing, family: str) -> list[str]:
     return names
 
 
-def _fetch(card: ModelCard, listing: Listing, names: list[str], folder: Path) -> None:
+def _fetch(card: ModelCard, listing: Listing, names: list[str], folder: Path, bar: tqdm | None = None) -> None:
     """Bring files that are not here yet, and hold each against what the hub states."""
     from glob import escape
 
@@ -99,9 +103,27 @@ def _fetch(card: ModelCard, listing: Listing, names: list[str], folder: Path) ->
 
     assert card.hub_id is not None
     with _hub(card):
-        snapshot_download(card.hub_id, revision=listing.revision, local_dir=folder, allow_patterns=[escape(name) for name in names])
+        patterns = [escape(name) for name in names]
+        snapshot_download(card.hub_id, revision=listing.revision, local_dir=folder, allow_patterns=patterns, tqdm_class=_told_to(bar))
     for name in names:
         _verify(card, name, listing.files[name], folder / name)
+
+
+def _told_to(bar: tqdm | None) -> type[tqdm]:
+    """What the hub's client shall take for its bars (of files, of bytes that came, of bytes on the disk): none of them is shown,
+    and the last is told to `bar`, which knows from the beginning how many there will be."""
+    from huggingface_hub.utils.tqdm import tqdm as client_bar
+
+    class Silent(client_bar):
+        def __init__(self, *args: Any, name: str | None = None, **options: Any):
+            self._on_disk = name == "huggingface_hub.snapshot_download"
+            super().__init__(*args, name=name, **options | {"disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            if self._on_disk and bar is not None:
+                bar.update(n)
+
+    return Silent
 
 
 def _verify(card: ModelCard, name: str, stated: Any, path: Path) -> None:
