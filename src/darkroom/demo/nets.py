@@ -17,6 +17,10 @@ from .pool import Batch
 from .vocabulary import LENGTH
 
 
+PREFIX = "text_model."  # before the names of a text encoder's weights where it has a projection, and not where it has none
+PROJECTION = "text_projection.weight"
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How large the nets are. TINY is for tests of the training program."""
@@ -76,9 +80,12 @@ class Nets(ABC):
         return [p for net in (self.denoiser, self.text, self.text_2) for p in net.parameters()]
 
     def take_text(self, folder: Path) -> None:
-        """Take the text encoders' weights from another checkpoint of this language. (SDXL's first has no projection: it stays.)"""
+        """Take the text encoders' weights from another checkpoint of this language. (SDXL's first has no projection: ours stays.)"""
         for encoder, part in ((self.text, "text_encoder"), (self.text_2, "text_encoder_2")):
-            encoder.load_state_dict(load_file(folder / part / "model.safetensors"), strict=False)
+            theirs = {name.removeprefix(PREFIX): weight for name, weight in load_file(folder / part / "model.safetensors").items()}
+            ours = encoder.state_dict()
+            assert {name.removeprefix(PREFIX) for name in ours} - theirs.keys() <= {PROJECTION}
+            encoder.load_state_dict({name: theirs.get(name.removeprefix(PREFIX), weight) for name, weight in ours.items()})
 
     def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Hidden states [n, 77, 2 x text width] and each encoder's pooled [n, text width]."""
