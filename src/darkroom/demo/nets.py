@@ -16,7 +16,6 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 from .pool import Batch
 from .vocabulary import LENGTH
 
-
 PREFIX = "text_model."  # before the names of a text encoder's weights where it has a projection, and not where it has none
 PROJECTION = "text_projection.weight"
 
