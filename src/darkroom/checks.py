@@ -8,7 +8,7 @@ import json
 import math
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +22,10 @@ MAX_LORAS = 8  # of one picture
 MAX_SCALE = 10
 MAX_NAMES = 20  # that an error lists
 NO_LORAS: Mapping[str, LoraCard] = MappingProxyType({})
-TEXT_TO_IMAGE = ("model", "prompt", "negative_prompt", "steps", "height", "width", "cfg_scale", "seed", "loras")
+MAX_PICTURES = 8  # of one request
+MAX_URL = 2000  # characters
+DELIVERY = ("n", "store", "response_format", "preview_every", "webhook_url")  # how many, and how they come back
+TEXT_TO_IMAGE = ("model", "prompt", "negative_prompt", "steps", "height", "width", "cfg_scale", "seed", "loras", *DELIVERY)
 IMAGE_TO_IMAGE = (*TEXT_TO_IMAGE, "image", "control_strength")
 NO_FAULTS: Mapping[str, str] = MappingProxyType({})
 SHOWN = 60  # characters of a wrong value that an error repeats
@@ -41,6 +44,12 @@ class Asked:
     seed: int
     control_strength: Decimal | None
     loras: tuple[Lora, ...]
+    n: int = 1
+    store: bool = True
+    response_format: str = ""  # b64 or url; empty where it was not said
+    preview_every: int = 0
+    webhook_url: str = ""
+    explicit_seed: bool = False  # one was given, not drawn
 
 
 class Wrong(Exception):
@@ -49,10 +58,10 @@ class Wrong(Exception):
 
 def check(
     raw: Mapping[str, Any], card: ModelCard, max_pixels: int, textual: bool, image_to_image: bool, faults: Mapping[str, str] = NO_FAULTS,
-    loras: Mapping[str, LoraCard] = NO_LORAS,
+    loras: Mapping[str, LoraCard] = NO_LORAS, webhook: Callable[[Any], str] = lambda value: _web_address(value),
 ) -> Asked:  # fmt: skip
-    """Fields as they came (`textual`: all are text, as in a form) to what they mean; `loras` are those that are here. Raises
-    Invalid with every fault, those that are known before (by field) among them.
+    """Fields as they came (`textual`: all are text, as in a form) to what they mean; `loras` are those that are here, `webhook`
+    the rule of webhook_url. Raises Invalid with every fault, those that are known before (by field) among them.
 
     A seed of 0 is drawn here: 1 to MAX_SEED.
     """
@@ -82,7 +91,13 @@ def check(
         seed=take("seed", 0, whole(0, MAX_SEED)) or 1 + secrets.randbelow(MAX_SEED),
         control_strength=take("control_strength", Decimal("0.35"), lambda value: _number(value, textual, 0, 1)) if image_to_image else None,
         loras=_loras(raw["loras"], textual, card, loras, faults) if "loras" in raw else (),
+        n=take("n", 1, whole(1, MAX_PICTURES)),
+        store=take("store", True, lambda value: _flag(value, textual)),
+        response_format=take("response_format", "", _response_format),
+        preview_every=take("preview_every", 0, whole(0, card.max_steps)),
+        webhook_url=take("webhook_url", "", webhook),
     )
+    asked = replace(asked, explicit_seed="seed" in raw and take("seed", 0, whole(0, MAX_SEED)) > 0)
     if asked.width and asked.height and asked.width * asked.height > max_pixels and not {"width", "height"} & faults.keys():
         faults["width"] = f"width x height must be at most {max_pixels} pixels, got {asked.width} x {asked.height}"
     refuse(faults)
@@ -196,6 +211,26 @@ def _prompt(value: Any) -> str:
     if not text.strip():
         raise Wrong("1 to 10000 characters, not only white space")
     return text
+
+
+def _flag(value: Any, textual: bool) -> bool:
+    if isinstance(value, bool) and not textual:
+        return value
+    if textual and isinstance(value, str) and value.strip().lower() in ("true", "false", "1", "0"):
+        return value.strip().lower() in ("true", "1")
+    raise Wrong("true or false")
+
+
+def _response_format(value: Any) -> str:
+    if value not in ("b64", "url"):
+        raise Wrong("b64 or url")
+    return value
+
+
+def _web_address(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > MAX_URL or not value.startswith(("https://", "http://")) or not value.isascii() or not value.isprintable():
+        raise Wrong(f"an http or https URL of at most {MAX_URL} ASCII characters")
+    return value
 
 
 def _number(value: Any, textual: bool, least: int, most: int) -> Decimal:

@@ -7,6 +7,7 @@ DarkroomError                 500 server_error
 ├── NotFound                  404 not_found
 │   └── ModelNotFound         404 model_not_found
 ├── TooSlow                   408 request_timeout       the body did not come in time
+├── NotFinished (jobs)        409 not_finished          a job that waits or runs was asked for its picture, or deleted
 ├── TooLarge                  413 too_large
 ├── UnsupportedMedia          415 unsupported_media_type
 ├── Invalid                   422 invalid_<field>       every line names field, rule and value
@@ -74,6 +75,7 @@ class Invalid(DarkroomError):
 
 class TooMany(DarkroomError):
     name, status = "too_many_requests", 429
+    quotas: tuple = ()  # what is left of the key's limits
 
 
 class Unavailable(DarkroomError):

@@ -15,6 +15,7 @@ from darkroom.types import ModelCard, Params
 
 GRID = 64  # sides are multiples of it
 MIN_SIDE = 128
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # of EXIF 2.3
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked on the header, before anything is decoded
 
@@ -28,6 +29,17 @@ def to_png(pixels: bytes, params: Params, steps_run: int, with_prompt: bool = Tr
     out = io.BytesIO()
     # level 1 takes less than half the time of the default for a tenth more bytes
     Image.frombytes("RGB", (params.width, params.height), pixels).save(out, "PNG", compress_level=1, pnginfo=info)
+    return out.getvalue()
+
+
+def converted(png: bytes, kind: str, quality: int) -> bytes:
+    """A PNG of ours as JPEG or WEBP; its text goes along where other tools look for it, in EXIF's UserComment."""
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        text = image.text.get("parameters", "")  # type: ignore[attr-defined]
+        exif = Image.Exif()
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+        out = io.BytesIO()
+        image.save(out, kind, quality=quality, exif=exif)
     return out.getvalue()
 
 

@@ -31,7 +31,8 @@ class Settings(BaseSettings):
     exact: bool = Field(False, description="bit-equal pictures whoever shares the batch, at the price of speed")
     max_lora_bytes: int = Field(2 * 2**30, ge=0, description="bytes of LoRAs kept in memory for later requests, beside those in use")
     max_rows: int = Field(16, ge=2, description="rows of one forward pass at most (a guided sample takes two)")
-    max_queue: int = Field(64, ge=1, description="jobs that wait or run at once; more are answered with 429")
+    max_queue: int = Field(1000, ge=1, description="jobs that wait or run at once, of which one key may have three quarters; more are answered with 429")
+    max_streams: int = Field(2000, ge=1, description="open streams of events at once; more are answered with 429")
     max_concurrent: int = Field(256, ge=1, description="open requests at once; more are answered with 429")
     max_body_bytes: int = Field(20 * 2**20, ge=2**16, description="bytes of a request body at most")
     body_timeout: float = Field(60, gt=0, description="seconds that a request body may take to arrive")
@@ -44,6 +45,17 @@ class Settings(BaseSettings):
         0, ge=0, description="GB that the weights of all models may take; the least recently used idle one leaves; 0 means 80 % of the device's memory"
     )
     load_timeout: float = Field(1800, gt=0, description="seconds that a model may take to load before it counts as failed")
+
+    database_url: str = Field("", description="PostgreSQL as postgresql://user:password@host/name; an SQLite file in the data folder where empty")
+    shared_dir: Path | None = Field(None, description="where pictures and secrets are kept, for gateways that share a database; the data folder where not set")
+    lease_seconds: float = Field(60, ge=1, description="seconds after which another gateway takes over the jobs of one that has gone silent")
+    keep_days: float = Field(30, ge=0, description="days that jobs and their pictures are kept; 0 keeps them for ever")
+    keep_gb: float = Field(20, ge=0, description="GB that all pictures may take, before the oldest go; 0 means no bound")
+    result_cache: bool = Field(True, description="a repeated request that names its seed gets the picture that is here; Cache-Control: no-cache skips it")
+    key_concurrent: int = Field(0, ge=0, description="jobs of a key that run at once, more wait; 0 means no limit; `darkroom key limits` changes it for one")
+    key_queued: int = Field(0, ge=0, description="jobs of a key that wait or run at once; more are answered with 429; 0 means no limit")
+    key_pictures_per_minute: int = Field(0, ge=0, description="pictures a key may ask for in a minute; 0 means no limit")
+    key_pixel_steps_per_day: int = Field(0, ge=0, description="pixels x steps a key may use in a day (UTC); 0 means no limit")
 
     @classmethod
     def settings_customise_sources(

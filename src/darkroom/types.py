@@ -22,6 +22,9 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
+ENDED = (Status.FINISHED, Status.FAILED, Status.CANCELLED)
+
+
 @dataclass(frozen=True)
 class Lora:
     """A LoRA asked for: the name of its file, and how strongly it acts (1 as it was trained, below 0 the other way)."""
@@ -51,6 +54,7 @@ class Params:
     image: bytes | None = field(default=None, repr=False)
     control_strength: Decimal | None = None
     loras: tuple[Lora, ...] = ()
+    preview_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,21 @@ class Queued:
     """The Engine has the Job; no step was run yet."""
 
     job_id: str
+
+
+@dataclass(frozen=True)
+class Began:
+    """The nets are about to touch the Job for the first time."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Retrying:
+    """A worker died with the Job in its hands, the `attempts`-th time; it is tried again from its start."""
+
+    job_id: str
+    attempts: int
 
 
 @dataclass(frozen=True)
@@ -118,13 +137,48 @@ class Cancelled:
     job_id: str
 
 
-Event = Queued | Loading | Progress | Preview | Finished | Failed | Cancelled
+Event = Queued | Began | Retrying | Loading | Progress | Preview | Finished | Failed | Cancelled
 FINAL = (Finished, Failed, Cancelled)
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A Job that has not begun: `position` of those that wait (1 is next), and in how many seconds it should start and be
+    finished, by measured step times; None where nothing was measured yet."""
+
+    job_id: str
+    position: int
+    start: float | None = None
+    finish: float | None = None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds from now until a Job's first step and until its picture, if nothing else comes."""
+
+    start: float
+    finish: float
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a Job failed: as its client would be told over HTTP."""
+
+    name: str
+    message: str
+    status: int = 500
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True)
 class Job:
-    """Params accepted from an ApiKey, with a Status; a row."""
+    """Params accepted from an ApiKey, with a Status; a row. Its pictures have the seeds params.seed, params.seed + 1, ...
+
+    attached: ends with the connection of the client that waits for it, and is not resumed. keep: whether the pictures stay
+    after their delivery. with_prompt: whether they may tell their prompt. start_by: the instant by which its first step must
+    have begun. fingerprint: what must be equal for a picture to be this one again; empty where it may not be taken for another.
+    home: the gateway that accepted it. attempts: deaths of a worker with this Job in its hands.
+    """
 
     id: str
     service_id: str
@@ -132,6 +186,55 @@ class Job:
     params: Params
     status: Status
     created_at: float
+    n: int = 1
+    attached: bool = False
+    keep: bool = True
+    with_prompt: bool = True
+    webhook_url: str = ""
+    start_by: float | None = None
+    fingerprint: str = ""
+    home: str = ""
+    attempts: int = 0
+    started_at: float | None = None
+    ended_at: float | None = None
+    steps_run: int | None = None
+    queue_seconds: float | None = None
+    inference_seconds: float | None = None
+    notes: tuple[str, ...] = ()
+    fault: Fault | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+    @property
+    def pixel_steps(self) -> int:
+        """Pixels times denoising steps of all its pictures: what is asked of the machine, whatever machine it is."""
+        run = self.steps_run if self.steps_run is not None else self.params.steps
+        return self.params.width * self.params.height * run * self.n
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one key may do; 0 means no limit. concurrent bounds the Jobs that run at once (more wait), queued those that wait
+    or run (more are refused). weight: its share of the machine beside other keys."""
+
+    concurrent: int = 0
+    queued: int = 0
+    pictures_per_minute: int = 0
+    pixel_steps_per_day: int = 0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Quota:
+    """How much of a limit is left: `remaining` of `limit` in a window of `window` seconds, more in `reset` seconds."""
+
+    name: str
+    limit: int
+    window: int
+    remaining: int
+    reset: float
 
 
 @dataclass(frozen=True)
@@ -161,6 +264,7 @@ class ApiKey:
     expires_at: float | None = None
     revoked_at: float | None = None
     last_used_at: float | None = None
+    limits: Limits | None = None  # its own; the server's where there are none
 
 
 @dataclass(frozen=True)
@@ -177,6 +281,7 @@ class PictureRow:
     sha256: str
     parameters: dict
     created_at: float
+    place: int = 0  # among the pictures of its Job
 
 
 @dataclass(frozen=True)
@@ -248,6 +353,7 @@ class LoraCard:
     rank: int = 0
     bytes: int = 0
     fault: str = ""
+    version: str = ""  # another file under the same name has another
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -11,10 +14,11 @@ from typing import Any
 
 import typer
 
+from darkroom import __version__
 from darkroom.cli.flags import settings_of
 from darkroom.errors import DarkroomError, Invalid
 from darkroom.settings import Settings
-from darkroom.types import ModelCard
+from darkroom.types import Limits, ModelCard
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,9 @@ async def built(settings: Settings, cards: Sequence[ModelCard]) -> AsyncIterator
     from darkroom.admin import Calls, listening
     from darkroom.gallery.local import LocalGallery
     from darkroom.http.desk import Desk
-    from darkroom.jobs import Jobs
+    from darkroom.jobs import Jobs, Runs, Watches
+    from darkroom.jobs.jobs import Keeping
+    from darkroom.jobs.outlook import Outlook
     from darkroom.store.jobs import JobStore
     from darkroom.worker.local import LocalWorker
 
@@ -79,21 +85,60 @@ async def built(settings: Settings, cards: Sequence[ModelCard]) -> AsyncIterator
         if not await rows.access.services():
             await rows.access.create_service("default")
         worker = LocalWorker(cards, settings)
-        jobs = Jobs(JobStore(rows.database), LocalGallery(settings.data_dir / "pictures"), worker, settings.max_queue)
-        await jobs.recover()
+        store, gallery, watches = JobStore(rows.database), LocalGallery(shared_dir(settings) / "pictures"), Watches()
+        limits = limits_of(settings)
+        runs = Runs(store, gallery, worker, watches, served, gateway_id(settings.data_dir), settings.lease_seconds, limits)
+        outlook = Outlook(store, worker, limits, settings.max_queue)
+        versions = {card.name: version_of(card, settings) for card in cards}
+        jobs = Jobs(store, gallery, runs, watches, outlook, settings.max_queue, limits, Keeping(settings.keep_days, settings.keep_gb * 1e9), versions)
+        await runs.recover()
         # a model that is served by its path is known to its operator, and to clients, by its name
         calls = Calls(rows.access, rows.licences, lambda name: served.get(name) or card_of(name, settings))
 
         @asynccontextmanager
         async def starting() -> AsyncIterator[None]:
             await worker.start()
+            loops = [asyncio.create_task(runs.run()), asyncio.create_task(jobs.run())]
             try:
                 async with listening(settings.data_dir, calls):
                     yield
             finally:
+                jobs.close()
+                worker.give_up()
+                await runs.close()
+                for loop in loops:
+                    loop.cancel()
+                await asyncio.gather(*loops, return_exceptions=True)
                 await worker.close()
 
         yield Desk(settings, served, rows.access, rows.licences, jobs, worker), starting
+
+
+def shared_dir(settings: Settings) -> Path:
+    """Where the files are that all gateways of one database need."""
+    return settings.shared_dir or settings.data_dir
+
+
+def limits_of(settings: Settings) -> Limits:
+    """What a key may do that has no limits of its own."""
+    return Limits(settings.key_concurrent, settings.key_queued, settings.key_pictures_per_minute, settings.key_pixel_steps_per_day)
+
+
+def gateway_id(data_dir: Path) -> str:
+    """This gateway's name, kept in its data folder: after a start it knows at once what its earlier life left behind."""
+    path = data_dir / "gateway"
+    if not path.exists():
+        path.write_text(f"gw-{secrets.token_hex(8)}")
+    return path.read_text()
+
+
+def version_of(card: ModelCard, settings: Settings) -> str:
+    """What the pictures of a model depend on beside what is asked: its files, our code, the dtype and the mode."""
+    root = Path(card.path or "")
+    files = sorted(root.rglob("*")) if root.is_dir() else [root]
+    stats = [(file.name, stat.st_size, stat.st_mtime_ns) for file in files if file.is_file() for stat in [file.stat()]]
+    said = [__version__, str(stats), settings.device, settings.dtype, settings.exact]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
 @asynccontextmanager
@@ -107,10 +152,11 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
     from darkroom.store.licences import LicenceStore
 
     make_data_dir(settings.data_dir)
-    database = Database(settings.data_dir / "darkroom.sqlite")
+    make_data_dir(shared_dir(settings))
+    database = Database(settings.data_dir / "darkroom.sqlite", settings.database_url)
     try:
         await database.open()
-        access, licences = Access(AccessStore(database), read_pepper(settings.data_dir)), Licences(LicenceStore(database))
+        access, licences = Access(AccessStore(database), read_pepper(shared_dir(settings))), Licences(LicenceStore(database))
         yield Opened(database, access, licences)
         await access.close()
     finally:

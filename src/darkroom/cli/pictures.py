@@ -66,7 +66,7 @@ def _number(text: str) -> float | str:
 def _make(fields: dict[str, str | None], image: Path | None, output: Path, settings: Settings) -> None:
     from darkroom import picture
     from darkroom.admin import make_data_dir
-    from darkroom.jobs import notes_on
+    from darkroom.jobs.notes import notes_on
 
     card = bring(settings)[0]
     params = _params({name: value for name, value in fields.items() if value is not None}, image, card, settings)

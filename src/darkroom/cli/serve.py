@@ -42,6 +42,7 @@ def serve(
     )  # fmt: skip
     with owning(settings.data_dir):
         cards = bring(settings)
+        _raise_open_files()
         _log_to_stderr()
         asyncio.run(_serve(settings, cards))
 
@@ -59,8 +60,14 @@ async def _serve(settings: Settings, cards: list[ModelCard]) -> None:
     async with built(settings, cards) as (desk, starting):
         app = build(desk, starting)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, timeout_keep_alive=30)
-        server = _uvicorn(config, lambda: _announce(desk, base, cards), desk.worker.give_up)
+        server = _uvicorn(config, lambda: _announce(desk, base, cards), lambda: _give_up(desk))
         await server.serve(sockets=[listener])
+
+
+def _give_up(desk: Any) -> None:
+    """While clients can still be answered: those that wait are told, jobs that last are let go of until the next start."""
+    desk.jobs.close()
+    desk.worker.give_up()
 
 
 def _uvicorn(config: Any, started: Callable[[], Any], stopping: Callable[[], None]) -> Any:
@@ -121,6 +128,14 @@ async def _announce(desk: Any, base: str, cards: list[ModelCard]) -> None:
     ]  # fmt: skip
     typer.echo("\n".join(lines))
     sys.stdout.flush()
+
+
+def _raise_open_files() -> None:
+    """As many open files as the system lets us have: every client that waits is one, and 1,024 are the usual soft limit."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _log_to_stderr() -> None:

@@ -32,3 +32,7 @@ class LocalGallery:
 
     def get(self, key: str) -> bytes:
         return (self._root / key).read_bytes()
+
+    def delete(self, key: str) -> None:
+        """Remove a file; one that is gone is let be."""
+        (self._root / key).unlink(missing_ok=True)

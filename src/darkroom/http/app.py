@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,12 +22,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darkroom import __version__
 from darkroom.errors import DarkroomError, TooMany
-from darkroom.http import given, models
+from darkroom.http import given, jobs, models
 from darkroom.http.desk import Desk
+from darkroom.http.replies import RATE_HEADERS, quota_headers
 
 log = structlog.get_logger("http")
 
-EXPOSED = ["X-Request-Id", "Seed", "Finish-Reason", "X-Model", "X-Steps-Run", "X-Queue-Ms", "X-Inference-Ms", "X-Model-Note", "Retry-After"]
+EXPOSED = [
+    "X-Request-Id", "Seed", "Finish-Reason", "X-Model", "X-Steps-Run", "X-Queue-Ms", "X-Inference-Ms", "X-Model-Note", "Retry-After",
+    "X-Job-Id", "X-Cache", "X-Queue-Position", "Location", "Preference-Applied", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy", *RATE_HEADERS,
+]  # fmt: skip
 NAMES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
 
 
@@ -41,6 +46,7 @@ def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
     app = FastAPI(title="Darkroom", version=__version__, lifespan=living, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.desk = desk
     app.include_router(given.router)
+    app.include_router(jobs.router)
     app.include_router(models.router)
     _documentation(app)
     app.add_exception_handler(DarkroomError, _darkroom_error)  # type: ignore[arg-type]
@@ -49,31 +55,35 @@ def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
     app.add_exception_handler(ClientDisconnect, _client_left)
     app.add_exception_handler(Exception, _fault)
     origins = desk.settings.cors_origins
-    bounded = _Bounded(_Faults(app), desk.settings.max_concurrent, desk.jobs.retry_after)
+    bounded = _Bounded(_Faults(app), desk.settings.max_concurrent, desk.settings.max_streams, desk.jobs.retry_after)
     cors = CORSMiddleware(
-        bounded, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=EXPOSED, max_age=600
+        bounded, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"], expose_headers=EXPOSED, max_age=600
     )
     return _Requests(cors)
 
 
 class _Bounded:
-    """Bounds how many requests are open; whether the server is well is always answered."""
+    """Bounds how many requests are open, streams of events apart, since most of these only wait; whether the server is well is
+    always answered."""
 
-    def __init__(self, app: ASGIApp, most: int, retry_after: Callable[[], int]):
-        self._app, self._most, self._retry_after, self._open = app, most, retry_after, 0
+    def __init__(self, app: ASGIApp, most: int, most_streams: int, retry_after: Callable[[], int]):
+        self._app, self._retry_after = app, retry_after
+        self._most = {False: most, True: most_streams}
+        self._open = {False: 0, True: 0}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in ("/healthz", "/readyz"):
             return await self._app(scope, receive, send)
-        if self._open >= self._most:
-            line = f"the server has {self._most} requests open, which is as many as it takes"
+        kind = scope["path"].endswith("/events")
+        if self._open[kind] >= self._most[kind]:
+            line = f"the server has {self._most[kind]} {'streams' if kind else 'requests'} open, which is as many as it takes"
             reply = _shape(scope["state"]["request_id"], 429, TooMany.name, [line], {"Retry-After": str(self._retry_after())})
             return await reply(scope, receive, send)
-        self._open += 1
+        self._open[kind] += 1
         try:
             await self._app(scope, receive, send)
         finally:
-            self._open -= 1
+            self._open[kind] -= 1
 
 
 class _Requests:
@@ -130,7 +140,9 @@ async def _darkroom_error(request: Request, error: DarkroomError) -> JSONRespons
     if error.status == 408:  # what still trickles in would otherwise be taken for the next request's body
         headers["Connection"] = "close"
     if error.status in (429, 503):
-        headers["Retry-After"] = str(max(1, round(error.retry_after or 1)))
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after or 1)))
+    if isinstance(error, TooMany):
+        headers |= quota_headers(error.quotas)
     return _shape(request.state.request_id, error.status, error.name, error.lines, headers)
 
 

@@ -11,16 +11,12 @@ from typing import Any
 from fastapi import Request
 
 from darkroom.access import Access
-from darkroom.errors import DarkroomError, TooLarge, TooSlow
+from darkroom.errors import TooLarge, TooSlow
 from darkroom.jobs import Jobs
 from darkroom.licences import Licences
 from darkroom.settings import Settings
 from darkroom.types import ApiKey, ModelCard, Service
 from darkroom.worker.protocol import Worker
-
-
-class NotAcceptable(DarkroomError):
-    name, status = "not_acceptable", 406
 
 
 @dataclass(frozen=True)
@@ -41,13 +37,6 @@ class Desk:
         request.state.key_id = key.public_id
         return key, service
 
-    def check_accept(self, request: Request) -> None:
-        """The two routes answer with a PNG: refuse a client that says it can take none, before any work is done."""
-        accept = request.headers.get("accept", "*/*")
-        kinds = [part.split(";")[0].strip().lower() for part in accept.split(",") if not _refused(part)]
-        if accept.strip() and not {"*/*", "image/*", "image/png"} & set(kinds):
-            raise NotAcceptable(f"this route answers with image/png, and Accept admits only {accept[:80]!r}")
-
     def bound(self, request: Request, most: int) -> None:
         """Let no more than `most` bytes of the body through, declared or not, in `body_timeout` seconds. Raises TooLarge, later
         or at once, or TooSlow."""
@@ -64,12 +53,6 @@ class Desk:
 
 def desk_of(request: Request) -> Desk:
     return request.app.state.desk
-
-
-def _refused(part: str) -> bool:
-    """Whether a media range is listed only to be excluded (q=0)."""
-    quality = [p.split("=")[1].strip() for p in part.split(";")[1:] if p.strip().startswith("q=")]
-    return bool(quality) and quality[0].strip("0.") == ""
 
 
 def _bounded(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 
 from darkroom import checks, picture
-from darkroom.errors import Invalid, ModelNotFound
+from darkroom.errors import ModelNotFound
 from darkroom.http.body import Body, read_form, read_json
 from darkroom.http.desk import Desk, desk_of
+from darkroom.http.events import stream
 from darkroom.http.examples import CONTROL, GENERATE
-from darkroom.jobs import Made
+from darkroom.http.replies import base_of, json_reply, later_reply, picture_reply, taken_headers
+from darkroom.http.wishes import EVENTS, Wishes, wishes_of
+from darkroom.jobs import Asked, Ended, Taken
 from darkroom.models.loras import found
 from darkroom.types import ApiKey, LoraCard, ModelCard, Params, Service
 
@@ -28,27 +34,28 @@ class ClientLeft(Exception):
 @router.post("/v1/images/generate", summary="Text to image", openapi_extra=GENERATE, response_class=Response)
 @router.post("/{service_id}/v1/images/generate", include_in_schema=False)
 async def generate(request: Request) -> Response:
-    """A picture from a prompt, as raw PNG bytes."""
+    """A picture from a prompt, as raw PNG bytes; by `Accept` and `Prefer` also as JPEG or WebP, as JSON, as a job, as events."""
     desk = desk_of(request)
     key, service = await desk.enter(request)
-    desk.check_accept(request)
+    wishes = wishes_of(request)
     body = await read_json(request)
     card = await _card(desk, service, body)
     loras = await _loras(desk, body)
     asked = checks.check(body.fields, card, desk.settings.max_pixels, textual=False, image_to_image=False, faults=body.faults, loras=loras)
     assert asked.width is not None
     assert asked.height is not None
-    params = Params(card.name, asked.prompt, asked.negative_prompt, asked.steps, asked.width, asked.height, asked.cfg, asked.seed, loras=asked.loras)
-    return await _make(request, desk, key, card, params)
+    params = Params(card.name, asked.prompt, asked.negative_prompt, asked.steps, asked.width, asked.height, asked.cfg, asked.seed,
+                    loras=asked.loras, preview_every=asked.preview_every)  # fmt: skip
+    return await _make(request, desk, key, params, asked, wishes, _order(request, body, card, loras, asked))
 
 
 @router.post("/v1/images/control", summary="Image to image", openapi_extra=CONTROL, response_class=Response)
 @router.post("/{service_id}/v1/images/control", include_in_schema=False)
 async def control(request: Request) -> Response:
-    """A picture from a picture and a prompt, as raw PNG bytes."""
+    """A picture from a picture and a prompt; the replies are those of text to image."""
     desk = desk_of(request)
     key, service = await desk.enter(request)
-    desk.check_accept(request)
+    wishes = wishes_of(request)
     body = await read_form(request)
     card = await _card(desk, service, body)
     content = body.fields.pop("image", b"")
@@ -59,25 +66,74 @@ async def control(request: Request) -> Response:
     pixels, width, height = await asyncio.to_thread(picture.from_upload, content, card, *limits, asked.width, asked.height)
     params = Params(
         card.name, asked.prompt, asked.negative_prompt, asked.steps, width, height, asked.cfg, asked.seed, pixels, asked.control_strength,
-        asked.loras,
+        asked.loras, asked.preview_every,
     )  # fmt: skip
-    return await _make(request, desk, key, card, params)
+    return await _make(request, desk, key, params, asked, wishes, _order(request, body, card, loras, asked, bytes(content)))
 
 
-async def _make(request: Request, desk: Desk, key: ApiKey, card: ModelCard, params: Params) -> Response:
-    made = await _while_connected(request, desk.jobs.make(key, card, params, _with_prompt(desk, request)))
-    return Response(made.png, media_type="image/png", headers=_headers(made))
+async def _make(request: Request, desk: Desk, key: ApiKey, params: Params, asked: checks.Asked, wishes: Wishes, order: Order) -> Response:
+    """One request, four replies: the picture, JSON, a 202, or events."""
+    _check_delivery(asked, wishes)
+    wanted = Asked(
+        params, asked.n, wishes.attached, asked.store, desk.settings.embed_prompt and wishes.embed_prompt, asked.webhook_url, wishes.timeout,
+        wishes.idempotency_key, order.body_hash, asked.explicit_seed and desk.settings.result_cache and not wishes.fresh, order.loras,
+    )  # fmt: skip
+    base, as_url = base_of(desk, request), asked.response_format == "url"
+    async with desk.jobs.taking(key, wanted) as taken:
+        headers = taken_headers(taken)
+        if wishes.later and wishes.wait is None:
+            return await later_reply(desk, request, taken, wishes)
+        if wishes.media == EVENTS:
+            return stream(desk, taken.job, base, "", as_url, headers | {"X-Job-Id": taken.job.id})
+        ended = await _ended(request, desk, taken, wishes)
+        if ended is None:
+            return await later_reply(desk, request, taken, wishes)
+        ended = await desk.jobs.pngs(ended)
+        reply = await picture_reply(ended, wishes, headers) if wishes.is_picture else json_reply(ended, base, as_url, headers)
+        if not as_url:
+            await desk.jobs.delivered(ended)
+        return reply
 
 
-def _headers(made: Made) -> dict[str, str]:
-    params, finished = made.job.params, made.finished
-    headers = {
-        "Seed": str(params.seed), "Finish-Reason": "SUCCESS", "X-Model": params.model, "X-Steps-Run": str(finished.steps_run),
-        "X-Queue-Ms": str(round(finished.queue_seconds * 1000)), "X-Inference-Ms": str(round(finished.inference_seconds * 1000)),
-    }  # fmt: skip
-    if made.notes:
-        headers["X-Model-Note"] = "; ".join(made.notes)
-    return {name: value.encode("ascii", "backslashreplace").decode() for name, value in headers.items()}
+async def _ended(request: Request, desk: Desk, taken: Taken, wishes: Wishes) -> Ended | None:
+    """How the job ended, None where it has not in the time that the client waits. Raises ClientLeft; the job of a client that is
+    attached ends with it."""
+    try:
+        return await _while_connected(request, desk.jobs.result(taken.job, wishes.wait))
+    except ClientLeft:
+        await desk.jobs.left(taken.job)
+        raise
+
+
+def _check_delivery(asked: checks.Asked, wishes: Wishes) -> None:
+    """Fields that only go with some of the replies. Raises Invalid."""
+    faults = {}
+    lasting = "Prefer: respond-async or Accept: text/event-stream"
+    if asked.n > 1 and wishes.is_picture and (wishes.attached or not wishes.later):
+        faults["n"] = f"n must be 1 where the reply is the picture itself, got {asked.n}; ask with Accept: application/json, {lasting}"
+    if asked.webhook_url and wishes.attached:
+        faults["webhook_url"] = f"webhook_url must be absent where the client waits for the reply, got {checks.shown(asked.webhook_url)}; ask with {lasting}"
+    if asked.preview_every and wishes.attached:
+        faults["preview_every"] = f"preview_every must be 0 where the reply has no events, got {asked.preview_every}; ask with {lasting}"
+    if asked.response_format and wishes.is_picture and not wishes.later:
+        faults["response_format"] = f"response_format must be absent where the reply is the picture itself, got {asked.response_format}"
+    if asked.response_format == "url" and not asked.store and wishes.attached:
+        faults["response_format"] = "response_format must be b64 where store is false, got url"
+    checks.refuse(faults)
+
+
+@dataclass(frozen=True)
+class Order:
+    """body_hash: equal for equal bodies to one address. loras: what the names of the LoRAs asked for stand for now."""
+
+    body_hash: str
+    loras: tuple[str, ...]
+
+
+def _order(request: Request, body: Body, card: ModelCard, loras: dict[str, LoraCard], asked: checks.Asked, image: bytes = b"") -> Order:
+    fields = {name: repr(value) for name, value in body.fields.items()}
+    said = [request.url.path.rpartition("/")[2], card.name, sorted(fields.items()), hashlib.sha256(image).hexdigest()]
+    return Order(hashlib.sha256(json.dumps(said).encode()).hexdigest(), tuple(loras[lora.name].version for lora in asked.loras))
 
 
 async def _card(desk: Desk, service: Service, body: Body) -> ModelCard:
@@ -106,14 +162,6 @@ def _image_faults(content: str | bytes) -> dict[str, str]:
     if isinstance(content, str):
         return {"image": f"image must be sent as a file, got the text {checks.shown(content)}"}
     return {} if content else {"image": "image must be given: a file with a PNG, JPEG or WebP picture"}
-
-
-def _with_prompt(desk: Desk, request: Request) -> bool:
-    """Whether the picture may tell its prompt: the setting says so, and the request's header does not forbid it."""
-    header = request.headers.get("x-embed-prompt", "true").strip().lower()
-    if header not in ("true", "1", "yes", "on", "false", "0", "no", "off"):
-        raise Invalid(f"the header X-Embed-Prompt must be true or false, got {checks.shown(header)}", name="invalid_request")
-    return desk.settings.embed_prompt and header in ("true", "1", "yes", "on")
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

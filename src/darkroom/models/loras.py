@@ -49,7 +49,8 @@ def remove(name: str, data_dir: Path) -> None:
 
 def _card(file: Path) -> LoraCard:
     try:
-        return replace(_read(file, version_of(file)), name=file.name.removesuffix(SUFFIX))
+        version = version_of(file)
+        return replace(_read(file, version), name=file.name.removesuffix(SUFFIX), version=version)
     except OSError as error:
         return LoraCard(file.name.removesuffix(SUFFIX), fault=f"it cannot be read ({error.strerror})")
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from darkroom.store.database import Database
 from darkroom.store.schema import api_keys, services
-from darkroom.types import ApiKey, Service
+from darkroom.types import ApiKey, Limits, Service
 
 
 class AccessStore:
@@ -53,6 +53,12 @@ class AccessStore:
         async with self._database.write() as connection:
             return (await connection.execute(query.values(revoked_at=time.time()))).rowcount == 1
 
+    async def set_limits(self, public_id: str, limits: Limits | None) -> bool:
+        """Whether there is such a key; None gives it the server's limits again."""
+        query = api_keys.update().where(api_keys.c.public_id == public_id)
+        async with self._database.write() as connection:
+            return (await connection.execute(query.values(limits=limits and asdict(limits)))).rowcount == 1
+
     async def touch(self, used: dict[str, float]) -> None:
         """Note when keys were last used."""
         async with self._database.write() as connection:
@@ -60,5 +66,10 @@ class AccessStore:
                 await connection.execute(api_keys.update().where(api_keys.c.public_id == public_id).values(last_used_at=when))
 
 
+def limits_of(value: Any) -> Limits | None:
+    return Limits(**value) if value else None
+
+
 def _key(row: Any) -> ApiKey:
-    return ApiKey(**{k: v for k, v in row.items() if k not in ("hash", "scopes")}, scopes=tuple(row["scopes"]))
+    shown = {k: v for k, v in row.items() if k not in ("hash", "scopes", "limits")}
+    return ApiKey(**shown, scopes=tuple(row["scopes"]), limits=limits_of(row["limits"]))

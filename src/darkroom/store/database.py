@@ -1,7 +1,8 @@
-"""The SQLite file: one writer connection, a read-only pool beside it, one process that owns it.
+"""The rows' database: an SQLite file by default, or PostgreSQL.
 
-SQLite 3.7.0 to 3.51.2 can corrupt a WAL when two connections write or checkpoint at once, so there is only one writer,
-and its transactions begin IMMEDIATE, one after the other.
+SQLite: one writer connection, a read-only pool beside it, one process that owns the file. SQLite 3.7.0 to 3.51.2 can
+corrupt a WAL when two connections write or checkpoint at once, so there is only one writer, and its transactions begin
+IMMEDIATE, one after the other. PostgreSQL: one pool for both, and several gateways may share it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,27 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-BUSY_MS = 5000
+from darkroom.errors import DarkroomError, Unavailable
+
+BUSY_MS = 15_000  # that a write waits for somebody who holds the file; half of a lease, so that none is lost over it
+MIGRATING = 7_290_113_441  # PostgreSQL's advisory lock, so that of several gateways that start one migrates
+
+
+class DatabaseBusy(Unavailable):
+    """The database did not take a write in time, or is not there."""
 
 
 class Database:
-    """Opened by `open`, closed by `close`; both always."""
+    """Opened by `open`, closed by `close`; both always. Raises DatabaseBusy from any call that finds it out of reach."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path | None, url: str = ""):
+        """An SQLite file at `path`, or with a url PostgreSQL (`postgresql://user:password@host/name`). Raises DarkroomError."""
+        self.path = None if url else path
+        if url:
+            self._writer = self._readers = _postgres(url)
+            self._lock: Any = nullcontext()
+            return
+        assert path is not None
         self._writer = create_async_engine(sa.URL.create("sqlite+aiosqlite", database=str(path)), pool_size=1, max_overflow=0)
         # mode=ro makes a write through the pool an error instead of a second writer
         reading = sa.URL.create("sqlite+aiosqlite", database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"})
@@ -35,10 +49,12 @@ class Database:
         _configure(self._readers, writer=False)
 
     async def open(self) -> None:
-        """Create the file (mode 600) and bring its tables up to date."""
-        if not self.path.exists():
+        """Create the file (mode 600) where it is one, and bring the tables up to date."""
+        if self.path is not None and not self.path.exists():
             os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY, 0o600))
         async with self.write() as connection:
+            if self.path is None:
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATING)))
             await connection.run_sync(_migrate)
 
     async def close(self) -> None:
@@ -48,13 +64,43 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """The writer, in a transaction that is committed at the end or rolled back."""
-        async with self._lock, self._writer.begin() as connection:
-            yield connection
+        with _reached():
+            async with self._lock, self._writer.begin() as connection:
+                yield connection
 
     async def rows(self, query: sa.Select[Any]) -> Sequence[sa.RowMapping]:
         """All rows of a query, read beside the writer."""
-        async with self._readers.connect() as connection:
-            return (await connection.execute(query)).mappings().all()
+        with _reached():
+            async with self._readers.connect() as connection:
+                return (await connection.execute(query)).mappings().all()
+
+
+class _reached:
+    """What a database that is locked or away raises is an answer for the client, not a fault of ours."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, sa.exc.OperationalError) and not _read_only(error):
+            raise DatabaseBusy("the database does not answer now; try again", retry_after=5) from error
+
+
+def _read_only(error: sa.exc.OperationalError) -> bool:
+    return "readonly" in str(error)
+
+
+def _postgres(url: str) -> AsyncEngine:
+    try:
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() != "postgresql":
+            raise ValueError("it names no PostgreSQL")
+        # READ COMMITTED, its default: every statement that must not race takes its rows by lock or by unique key
+        return create_async_engine(parsed.set(drivername="postgresql+psycopg"), pool_size=10, max_overflow=10, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise DarkroomError("PostgreSQL needs the extra: pip install 'darkroom[postgres]'") from error
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise DarkroomError("database_url must read like postgresql://user:password@host/name") from error
 
 
 def _configure(engine: AsyncEngine, writer: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, false, true
 
 metadata = MetaData()
 
@@ -29,6 +29,7 @@ api_keys = Table(
     Column("expires_at", Float),
     Column("revoked_at", Float),
     Column("last_used_at", Float),
+    Column("limits", JSON),
 )  # fmt: skip
 
 jobs = Table(
@@ -45,6 +46,68 @@ jobs = Table(
     Column("error", String),
     Column("created_at", Float, nullable=False),
     Column("ended_at", Float),
+    Column("n", Integer, nullable=False, server_default="1"),
+    Column("attached", Boolean, nullable=False, server_default=false()),
+    Column("keep", Boolean, nullable=False, server_default=true()),
+    Column("with_prompt", Boolean, nullable=False, server_default=true()),
+    Column("preview_every", Integer, nullable=False, server_default="0"),
+    Column("webhook_url", String, nullable=False, server_default=""),
+    Column("start_by", Float),
+    Column("fingerprint", String, nullable=False, server_default=""),
+    Column("home", String, nullable=False, server_default=""),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("started_at", Float),
+    Column("notes", JSON),
+    Column("error_name", String),
+    Column("error_status", Integer),
+    Column("retry_after", Float),
+    Column("cancel_asked", Boolean, nullable=False, server_default=false()),
+    Column("lease_owner", String),
+    Column("lease_until", Float),
+)  # fmt: skip
+
+# Init pictures of jobs that have not ended, as packed raw RGB: in the database, so that they come and go with their job in
+# one transaction and every gateway finds them.
+inputs = Table(
+    "inputs", metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+)  # fmt: skip
+
+idempotency = Table(
+    "idempotency", metadata,
+    Column("key_id", ForeignKey("api_keys.public_id"), primary_key=True),
+    Column("key", String, primary_key=True),
+    Column("body_hash", String, nullable=False),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("created_at", Float, nullable=False),
+)  # fmt: skip
+
+# What was used, for ever: a job may be deleted, its line stays.
+usage = Table(
+    "usage", metadata,
+    Column("job_id", String, primary_key=True),
+    Column("service_id", String, nullable=False),
+    Column("key_id", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("pictures", Integer, nullable=False),
+    Column("pixel_steps", BigInteger, nullable=False),
+    Column("inference_seconds", Float, nullable=False),
+)  # fmt: skip
+
+# A GCRA a row: the instant at which the whole allowance of a key is there again.
+allowances = Table(
+    "allowances", metadata,
+    Column("key_id", ForeignKey("api_keys.public_id"), primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("full_at", Float, nullable=False),
+)  # fmt: skip
+
+gateways = Table(
+    "gateways", metadata,
+    Column("id", String, primary_key=True),
+    Column("seen_at", Float, nullable=False),
 )  # fmt: skip
 
 pictures = Table(
@@ -59,6 +122,7 @@ pictures = Table(
     Column("sha256", String, nullable=False),
     Column("parameters", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("place", Integer, nullable=False, server_default="0"),
 )  # fmt: skip
 
 acceptances = Table(
@@ -70,6 +134,10 @@ acceptances = Table(
 )  # fmt: skip
 
 Index("jobs_by_service", jobs.c.service_id, jobs.c.created_at)
-Index("jobs_by_status", jobs.c.status)
+Index("jobs_by_status", jobs.c.status, jobs.c.created_at)
+Index("jobs_by_fingerprint", jobs.c.fingerprint)
+Index("jobs_by_key", jobs.c.key_id, jobs.c.status)
+Index("idempotency_by_job", idempotency.c.job_id)
+Index("usage_by_key", usage.c.key_id, usage.c.at)
 Index("pictures_by_service", pictures.c.service_id, pictures.c.created_at)
 Index("pictures_by_job", pictures.c.job_id)

@@ -77,7 +77,7 @@ class LocalWorker:
             self._state = WorkerState("failed", error=self._missing(next(iter(self._cards.values()))))
             self._failures[START] = time.monotonic(), self._state.error
 
-    async def submit(self, job_id: str, params: Params) -> AsyncIterator[Event]:
+    async def submit(self, job_id: str, params: Params, party: str = "", weight: float = 1.0, attempts: int = 0) -> AsyncIterator[Event]:
         assert job_id not in self._jobs, f"job {job_id} is here already"
         refusal = self._refusal(job_id, params)
         if refusal:
@@ -103,6 +103,9 @@ class LocalWorker:
             self._send(Cancel(job_id))
         else:
             self._settle(Cancelled(job_id))
+
+    def forecast(self, others: Sequence[tuple[str, Params, str, float]]) -> dict[str, Any]:
+        return {}
 
     def state(self) -> WorkerState:
         return self._state

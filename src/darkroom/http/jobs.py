@@ -1,0 +1,159 @@
+"""Jobs: GET /v1/jobs, and what hangs on one of them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from darkroom.checks import shown as quoted
+from darkroom.errors import Invalid
+from darkroom.http.desk import Desk, desk_of
+from darkroom.http.events import stream
+from darkroom.http.replies import base_of, picture_reply
+from darkroom.http.wishes import Wishes, media_of
+from darkroom.jobs.shown import shown
+from darkroom.types import Job, Status
+
+router = APIRouter(tags=["jobs"])
+SECURED: dict[str, Any] = {"security": [{"bearer": []}]}
+MAX_PAGE = 100
+
+
+@router.get("/v1/jobs", summary="Jobs of the service", openapi_extra=SECURED)
+@router.get("/{service_id}/v1/jobs", include_in_schema=False)
+async def jobs(request: Request) -> dict[str, Any]:
+    """Newest first. `limit` (1 to 100), `before` (the `next` of the page before), `status` (several with commas), `model`,
+    `created_after` and `created_before` (ISO 8601)."""
+    desk = desk_of(request)
+    _, service = await desk.enter(request)
+    asked = _query(request, {"limit": _limit, "before": _cursor, "status": _statuses, "model": str, "created_after": _instant, "created_before": _instant})
+    limit = asked.get("limit", 20)
+    found = await desk.jobs.page(
+        service.id, limit + 1, asked.get("before"), statuses=asked.get("status", ()), model=asked.get("model", ""),
+        since=asked.get("created_after"), until=asked.get("created_before"),
+    )  # fmt: skip
+    page = found[:limit]
+    last = page[-1] if len(found) > limit else None
+    return {"object": "list", "data": await _shown(desk, request, page), "next": last and _cursor_of(last)}
+
+
+@router.get("/v1/jobs/{job_id}", summary="A job", openapi_extra=SECURED)
+@router.get("/{service_id}/v1/jobs/{job_id}", include_in_schema=False)
+async def job(request: Request) -> dict[str, Any]:
+    desk, found = await _enter(request)
+    return (await _shown(desk, request, [found]))[0]
+
+
+@router.get("/v1/jobs/{job_id}/image", summary="The picture of a finished job", openapi_extra=SECURED, response_class=Response)
+@router.get("/{service_id}/v1/jobs/{job_id}/image", include_in_schema=False)
+async def image(request: Request) -> Response:
+    """PNG, or as `Accept` says JPEG or WebP; `place` (0 where absent) tells which of several."""
+    desk, found = await _enter(request)
+    media, quality = media_of(request.headers.get("accept", ""), "image/png, image/jpeg or image/webp")
+    wishes = Wishes(media if media.startswith("image/") else "image/png", quality)
+    ended = await desk.jobs.picture(found, _query(request, {"place": _place}).get("place", 0))
+    reply = await picture_reply(ended, wishes, {"ETag": f'"{ended.pictures[0].sha256[:32]}"', "Cache-Control": "private, max-age=31536000, immutable"})
+    await desk.jobs.delivered(ended)
+    return reply
+
+
+@router.get("/v1/jobs/{job_id}/events", summary="News of a job, as Server-Sent Events", openapi_extra=SECURED, response_class=Response)
+@router.get("/{service_id}/v1/jobs/{job_id}/events", include_in_schema=False)
+async def events(request: Request) -> Response:
+    """From the beginning, or after the event that `Last-Event-ID` names, to the end."""
+    desk, found = await _enter(request)
+    _query(request, {})
+    return stream(desk, found, base_of(desk, request), request.headers.get("last-event-id", "")[:100], True, {"X-Job-Id": found.id})
+
+
+@router.post("/v1/jobs/{job_id}/cancel", summary="Stop a job", openapi_extra=SECURED)
+@router.post("/{service_id}/v1/jobs/{job_id}/cancel", include_in_schema=False)
+async def cancel(request: Request) -> dict[str, Any]:
+    """At once while it waits, at its next step while it runs; the record stays. A job that has ended is left as it is."""
+    desk, found = await _enter(request)
+    return (await _shown(desk, request, [await desk.jobs.cancel(found)]))[0]
+
+
+@router.delete("/v1/jobs/{job_id}", summary="Delete an ended job and its pictures", status_code=204, openapi_extra=SECURED, response_class=Response)
+@router.delete("/{service_id}/v1/jobs/{job_id}", include_in_schema=False)
+async def delete(request: Request) -> Response:
+    desk, found = await _enter(request)
+    await desk.jobs.delete(found)
+    return Response(status_code=204)
+
+
+async def _enter(request: Request) -> tuple[Desk, Job]:
+    """The job of the address, where it is one of the key's own service. Raises NotFound."""
+    desk = desk_of(request)
+    _, service = await desk.enter(request)
+    return desk, await desk.jobs.find(service.id, request.path_params["job_id"])
+
+
+async def _shown(desk: Desk, request: Request, found: list[Job]) -> list[dict[str, Any]]:
+    base = base_of(desk, request)
+    waiting, pictures = await desk.jobs.outlook(found), await desk.jobs.pictures(found)
+    return [shown(one, base, pictures[one.id], waiting.get(one.id), desk.jobs.progress(one)) for one in found]
+
+
+def _query(request: Request, rules: dict[str, Callable[[str], Any]]) -> dict[str, Any]:
+    """The parameters of the address by their rules. Raises Invalid for those that break them, and for others."""
+    faults, asked = [], {}
+    for name, text in request.query_params.multi_items():
+        if name not in rules:
+            faults.append(f"{quoted(name)} is not a parameter of this address" + (f", which has {', '.join(rules)}" if rules else ""))
+            continue
+        try:
+            asked[name] = rules[name](text)
+        except ValueError as error:
+            faults.append(f"{name} must be {error}, got {quoted(text)}")
+    if faults:
+        raise Invalid(*faults[:20], name="invalid_request")
+    return asked
+
+
+def _limit(text: str) -> int:
+    return _whole(text, 1, MAX_PAGE)
+
+
+def _place(text: str) -> int:
+    return _whole(text, 0, 7)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not text.isascii() or not text.isdigit() or not least <= int(text[:6]) <= most:
+        raise ValueError(f"a whole number between {least} and {most}")
+    return int(text)
+
+
+def _statuses(text: str) -> tuple[str, ...]:
+    statuses = tuple(word.strip() for word in text.split(","))
+    if not set(statuses) <= set(Status):
+        raise ValueError(f"some of {', '.join(Status)}, with commas between")
+    return statuses
+
+
+def _instant(text: str) -> float:
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError("an instant like 2026-11-25T12:00:00Z") from error
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+
+
+def _cursor_of(job: Job) -> str:
+    return base64.urlsafe_b64encode(f"{job.created_at!r} {job.id}".encode()).decode().rstrip("=")
+
+
+def _cursor(text: str) -> tuple[float, str]:
+    try:
+        when, job_id = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii").split(" ")
+        return float(when), job_id
+    except (ValueError, binascii.Error) as error:
+        raise ValueError("the `next` of a page") from error
+
+
