@@ -70,6 +70,15 @@ class Access:
                 return service
         raise NotFound(f"there is no service {service_id}")
 
+    async def choose(self, service_id: str | None) -> Service:
+        """The service of this id, the oldest where none is named. Raises NotFound."""
+        if service_id is not None:
+            return await self.service(service_id)
+        services = await self.services()
+        if not services:
+            raise NotFound("there is no service yet; make one with: darkroom service create NAME")
+        return services[0]
+
     async def set_models(self, service_id: str, models: tuple[str, ...]) -> Service:
         """Other models for a service; with none named all that the server runs. Raises NotFound or Invalid."""
         await self.service(service_id)
@@ -80,7 +89,7 @@ class Access:
     async def create_key(self, service_id: str | None = None, name: str = "default", expires_at: float | None = None) -> tuple[ApiKey, str]:
         """A new key, of the oldest service where none is named, and its text, which is not kept and cannot be shown again."""
         _check_name(name)
-        service = await self._choose(service_id)
+        service = await self.choose(service_id)
         public_id = "".join(secrets.choice(ALPHABET) for _ in range(12))
         body = f"dk_{public_id}_{secrets.token_urlsafe(32)}"
         text = f"{body}_{_checksum(body)}"
@@ -134,14 +143,6 @@ class Access:
         unknown = [model for model in models if model not in self._served]
         if unknown:
             raise Invalid(f"models must be some of {', '.join(self._served)}, got {', '.join(unknown)[:200]!r}", name="invalid_models")
-
-    async def _choose(self, service_id: str | None) -> Service:
-        if service_id is not None:
-            return await self.service(service_id)
-        services = await self.services()
-        if not services:
-            raise NotFound("there is no service yet; make one with: darkroom service create NAME")
-        return services[0]
 
     async def _note_use(self, key: ApiKey) -> None:
         self._used[key.public_id] = time.time()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ class Opened:
     database: Any
     access: Any
     licences: Any
+    webhooks: Any
 
 
 def card_of(name: str, settings: Settings) -> ModelCard:
@@ -82,13 +83,13 @@ async def built(settings: Settings, cards: Sequence[ModelCard]) -> AsyncIterator
         jobs = Jobs(JobStore(rows.database), LocalGallery(settings.data_dir / "pictures"), worker, settings.max_queue)
         await jobs.recover()
         # a model that is served by its path is known to its operator, and to clients, by its name
-        calls = Calls(rows.access, rows.licences, lambda name: served.get(name) or card_of(name, settings))
+        calls = Calls(rows.access, rows.licences, rows.webhooks, lambda name: served.get(name) or card_of(name, settings))
 
         @asynccontextmanager
         async def starting() -> AsyncIterator[None]:
             await worker.start()
             try:
-                async with listening(settings.data_dir, calls):
+                async with listening(settings.data_dir, calls), running(rows.webhooks.run()):
                     yield
             finally:
                 await worker.close()
@@ -97,21 +98,36 @@ async def built(settings: Settings, cards: Sequence[ModelCard]) -> AsyncIterator
 
 
 @asynccontextmanager
+async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Work that goes on in a task of its own while the context lasts."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Opened]:
     """The database, opened, and what stands on it."""
     from darkroom.access import Access, read_pepper
     from darkroom.admin import make_data_dir
     from darkroom.licences import Licences
+    from darkroom.outgoing import Outgoing
     from darkroom.store.access import AccessStore
     from darkroom.store.database import Database
     from darkroom.store.licences import LicenceStore
+    from darkroom.store.webhooks import WebhookStore
+    from darkroom.webhooks import Webhooks
 
     make_data_dir(settings.data_dir)
     database = Database(settings.data_dir / "darkroom.sqlite")
     try:
         await database.open()
         access, licences = Access(AccessStore(database), read_pepper(settings.data_dir)), Licences(LicenceStore(database))
-        yield Opened(database, access, licences)
+        webhooks = Webhooks(WebhookStore(database), Outgoing(settings.webhook_allow_private))
+        yield Opened(database, access, licences, webhooks)
         await access.close()
     finally:
         await database.close()
@@ -136,4 +152,4 @@ async def _call_rows(settings: Settings, name: str, arguments: dict[str, Any]) -
         rows.access.serve(tuple(card.name for card in cards_of(settings)))
         if not await rows.access.services():
             await rows.access.create_service("default")
-        return await Calls(rows.access, rows.licences, lambda model: card_of(model, settings)).answer(name, arguments)
+        return await Calls(rows.access, rows.licences, rows.webhooks, lambda model: card_of(model, settings)).answer(name, arguments)
