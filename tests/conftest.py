@@ -19,6 +19,8 @@ import requests
 
 SMALL = {"prompt": "a red apple on a blue background", "steps": 10, "width": 128, "height": 128}
 
+FRESH = {"Cache-Control": "no-cache"}  # tests are about pictures that are made, unless they say otherwise
+
 
 @dataclass
 class Server:
@@ -42,14 +44,14 @@ class Server:
     def generate(self, headers: dict[str, str] | None = None, base: str | None = None, **fields: Any) -> requests.Response:
         """POST .../generate of a small picture, with other fields laid over; a field of None is left out."""
         body = {name: value for name, value in (SMALL | fields).items() if value is not None}
-        return requests.post(f"{base or self.service_id}/v1/images/generate", json=body, headers=self.headers() | (headers or {}), timeout=120)
+        return requests.post(f"{base or self.service_id}/v1/images/generate", json=body, headers=self.headers() | FRESH | (headers or {}), timeout=120)
 
     def control(self, image: bytes | None, headers: dict[str, str] | None = None, **fields: Any) -> requests.Response:
         """POST .../control, 10 steps; a field of None is left out."""
         data = {"prompt": "a red apple", "steps": "10"} | fields
         files: dict[str, Any] = {} if image is None else {"image": ("any.bin", image, "application/octet-stream")}
         files |= {name: (None, value) for name, value in data.items() if value is not None}
-        return requests.post(f"{self.service_id}/v1/images/control", files=files, headers=self.headers() | (headers or {}), timeout=120)
+        return requests.post(f"{self.service_id}/v1/images/control", files=files, headers=self.headers() | FRESH | (headers or {}), timeout=120)
 
     def cli(self, *words: str) -> subprocess.CompletedProcess:
         """A command of `darkroom` on this server's data folder."""

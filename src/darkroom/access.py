@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from darkroom.errors import Forbidden, Invalid, NotFound, Unauthorized
-from darkroom.types import ApiKey, Service
+from darkroom.types import ApiKey, Limits, Service
 
 ALPHABET = "23456789abcdefghijkmnpqrstuvwxyz"  # without 0, 1, l and o, which people misread
 KEY = re.compile(r"dk_([a-z0-9]{12})_([A-Za-z0-9_-]{43})_([0-9a-f]{8})")
@@ -35,6 +35,7 @@ class Rows(Protocol):
     async def keys(self, service_id: str | None = None) -> list[ApiKey]: ...
     async def find_key(self, public_id: str) -> tuple[ApiKey, bytes] | None: ...
     async def revoke(self, public_id: str) -> bool: ...
+    async def set_limits(self, public_id: str, limits: Limits | None) -> bool: ...
     async def touch(self, used: dict[str, float]) -> None: ...
 
 
@@ -70,6 +71,15 @@ class Access:
                 return service
         raise NotFound(f"there is no service {service_id}")
 
+    async def choose(self, service_id: str | None) -> Service:
+        """The service of this id, the oldest where none is named. Raises NotFound."""
+        if service_id is not None:
+            return await self.service(service_id)
+        services = await self.services()
+        if not services:
+            raise NotFound("there is no service yet; make one with: darkroom service create NAME")
+        return services[0]
+
     async def set_models(self, service_id: str, models: tuple[str, ...]) -> Service:
         """Other models for a service; with none named all that the server runs. Raises NotFound or Invalid."""
         await self.service(service_id)
@@ -80,7 +90,7 @@ class Access:
     async def create_key(self, service_id: str | None = None, name: str = "default", expires_at: float | None = None) -> tuple[ApiKey, str]:
         """A new key, of the oldest service where none is named, and its text, which is not kept and cannot be shown again."""
         _check_name(name)
-        service = await self._choose(service_id)
+        service = await self.choose(service_id)
         public_id = "".join(secrets.choice(ALPHABET) for _ in range(12))
         body = f"dk_{public_id}_{secrets.token_urlsafe(32)}"
         text = f"{body}_{_checksum(body)}"
@@ -95,6 +105,13 @@ class Access:
         """Raises NotFound for an unknown key or one that was revoked before."""
         if not await self._rows.revoke(public_id):
             raise NotFound(f"there is no key {public_id} that could be revoked")
+
+    async def set_limits(self, public_id: str, limits: Limits | None) -> None:
+        """What one key may do; None gives it the server's limits again. Raises NotFound or Invalid."""
+        if limits is not None and (min(limits.concurrent, limits.queued, limits.pictures_per_minute, limits.pixel_steps_per_day) < 0 or limits.weight <= 0):
+            raise Invalid("limits must be 0 (none) or more, and the weight above 0", name="invalid_limits")
+        if not await self._rows.set_limits(public_id, limits):
+            raise NotFound(f"there is no key {public_id}")
 
     async def verify(self, text: str | None) -> ApiKey:
         """The key of an Authorization value. Raises Unauthorized for a missing, malformed, unknown, expired or revoked one."""
@@ -134,14 +151,6 @@ class Access:
         unknown = [model for model in models if model not in self._served]
         if unknown:
             raise Invalid(f"models must be some of {', '.join(self._served)}, got {', '.join(unknown)[:200]!r}", name="invalid_models")
-
-    async def _choose(self, service_id: str | None) -> Service:
-        if service_id is not None:
-            return await self.service(service_id)
-        services = await self.services()
-        if not services:
-            raise NotFound("there is no service yet; make one with: darkroom service create NAME")
-        return services[0]
 
     async def _note_use(self, key: ApiKey) -> None:
         self._used[key.public_id] = time.time()

@@ -1,4 +1,4 @@
-"""The operator's calls: services and keys, from the command line, whether the server runs or not.
+"""The operator's calls: services, keys, licences and webhooks, from the command line, whether the server runs or not.
 
 One process owns the data folder (a lock file says which). A running server answers on a Unix socket of mode 600 in the
 folder, one JSON line each way; without one, the command opens the rows itself.
@@ -21,7 +21,8 @@ from typing import Any
 from darkroom.access import Access
 from darkroom.errors import DarkroomError, Unavailable
 from darkroom.licences import Licences
-from darkroom.types import ModelCard
+from darkroom.types import Limits, ModelCard
+from darkroom.webhooks import Webhooks
 
 MAX_LINE = 2**16
 LONGEST_PATH = 100  # bytes that the name of a Unix socket may safely have
@@ -62,9 +63,9 @@ def owning(data_dir: Path) -> Iterator[None]:
 class Calls:
     """The calls by name; arguments and answers are JSON."""
 
-    def __init__(self, access: Access, licences: Licences, cards: Callable[[str], ModelCard]):
+    def __init__(self, access: Access, licences: Licences, webhooks: Webhooks, cards: Callable[[str], ModelCard]):
         """cards: from the name of a model to its card."""
-        self._access, self._licences, self._cards = access, licences, cards
+        self._access, self._licences, self._webhooks, self._cards = access, licences, webhooks, cards
 
     async def answer(self, call: str, arguments: dict[str, Any]) -> Any:
         """Raises DarkroomError."""
@@ -83,11 +84,24 @@ class Calls:
             case "key revoke":
                 await self._access.revoke(arguments["public_id"])
                 return {"public_id": arguments["public_id"], "revoked": True}
+            case "key limits":
+                limits = arguments["limits"] and Limits(**arguments["limits"])
+                await self._access.set_limits(arguments["public_id"], limits)
+                return {"public_id": arguments["public_id"], "limits": limits and asdict(limits)}
             case "licence accept":
                 return asdict(await self._licences.accept(self._cards(arguments["model"])))
             case "licence show":
                 card = self._cards(arguments["model"])
                 return {"model": card.name, "accepted": await self._licences.is_accepted(card), **asdict(card.licence)}
+            case "webhook list":
+                messages = await self._webhooks.messages(arguments.get("service_id"), arguments.get("limit") or 100)
+                return [{**asdict(message), "state": message.state} for message in messages]
+            case "webhook retry":
+                return {"retried": await self._webhooks.retry(arguments.get("message_id"))}
+            case "webhook rotate":
+                return asdict(await self._webhooks.rotate((await self._access.choose(arguments.get("service_id"))).id))
+            case "webhook secret":
+                return asdict(await self._webhooks.secret((await self._access.choose(arguments.get("service_id"))).id))
         raise Unavailable(f"the server knows no call {call!r}; is it of another version?")
 
 

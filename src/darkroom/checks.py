@@ -23,7 +23,6 @@ MAX_SCALE = 10
 MAX_NAMES = 20  # that an error lists
 NO_LORAS: Mapping[str, LoraCard] = MappingProxyType({})
 MAX_PICTURES = 8  # of one request
-MAX_URL = 2000  # characters
 DELIVERY = ("n", "store", "response_format", "preview_every", "webhook_url")  # how many, and how they come back
 TEXT_TO_IMAGE = ("model", "prompt", "negative_prompt", "steps", "height", "width", "cfg_scale", "seed", "loras", *DELIVERY)
 IMAGE_TO_IMAGE = (*TEXT_TO_IMAGE, "image", "control_strength")
@@ -58,7 +57,7 @@ class Wrong(Exception):
 
 def check(
     raw: Mapping[str, Any], card: ModelCard, max_pixels: int, textual: bool, image_to_image: bool, faults: Mapping[str, str] = NO_FAULTS,
-    loras: Mapping[str, LoraCard] = NO_LORAS, webhook: Callable[[Any], str] = lambda value: _web_address(value),
+    loras: Mapping[str, LoraCard] = NO_LORAS, webhook: Callable[[Any], str] = str,
 ) -> Asked:  # fmt: skip
     """Fields as they came (`textual`: all are text, as in a form) to what they mean; `loras` are those that are here, `webhook`
     the rule of webhook_url. Raises Invalid with every fault, those that are known before (by field) among them.
@@ -224,12 +223,6 @@ def _flag(value: Any, textual: bool) -> bool:
 def _response_format(value: Any) -> str:
     if value not in ("b64", "url"):
         raise Wrong("b64 or url")
-    return value
-
-
-def _web_address(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > MAX_URL or not value.startswith(("https://", "http://")) or not value.isascii() or not value.isprintable():
-        raise Wrong(f"an http or https URL of at most {MAX_URL} ASCII characters")
     return value
 
 

@@ -45,6 +45,9 @@ class Settings(BaseSettings):
         0, ge=0, description="GB that the weights of all models may take; the least recently used idle one leaves; 0 means 80 % of the device's memory"
     )
     load_timeout: float = Field(1800, gt=0, description="seconds that a model may take to load before it counts as failed")
+    webhook_allow_private: bool = Field(
+        False, description="let webhooks go to private addresses and over plain http; only where every client may reach what this machine can"
+    )
 
     database_url: str = Field("", description="PostgreSQL as postgresql://user:password@host/name; an SQLite file in the data folder where empty")
     shared_dir: Path | None = Field(None, description="where pictures and secrets are kept, for gateways that share a database; the data folder where not set")

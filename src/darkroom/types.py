@@ -314,6 +314,45 @@ class Acceptance:
 
 
 @dataclass(frozen=True)
+class Message:
+    """News of a Job on its way to a URL; every attempt sends the same id and the same body (JSON text).
+
+    next_at: when it is due; lease_until: until when one who delivers it has it for himself. failed_at: given up.
+    """
+
+    id: str
+    job_id: str
+    service_id: str
+    url: str
+    event: str
+    body: str
+    created_at: float
+    attempts: int
+    next_at: float
+    lease_until: float | None = None
+    delivered_at: float | None = None
+    failed_at: float | None = None
+    last_status: int | None = None
+    last_error: str | None = None
+
+    @property
+    def state(self) -> str:
+        """`waiting`, `delivered` or `given up`."""
+        return "delivered" if self.delivered_at is not None else "given up" if self.failed_at is not None else "waiting"
+
+
+@dataclass(frozen=True)
+class WebhookSecret:
+    """What signs a service's messages (`whsec_...`). A retired one still signs for a while, beside the present one."""
+
+    id: str
+    service_id: str
+    secret: str = field(repr=False)
+    created_at: float
+    retired_at: float | None = None
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What a model is and what may be asked of it.
 

@@ -12,12 +12,14 @@ from darkroom.cli.doctor import doctor
 from darkroom.cli.models import models_app
 from darkroom.cli.pictures import edit, generate
 from darkroom.cli.serve import serve
+from darkroom.cli.webhook import webhook_app
 from darkroom.errors import DarkroomError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Darkroom: a self-hosted image service on Stable Diffusion.", pretty_exceptions_enable=False)
 app.add_typer(service_app, name="service")
 app.add_typer(key_app, name="key")
 app.add_typer(models_app, name="models")
+app.add_typer(webhook_app, name="webhook")
 for command in (serve, generate, edit, doctor):
     app.command()(command)
 

@@ -68,3 +68,22 @@ def key_list(service: Annotated[str | None, typer.Option(help="id of a service")
 def key_revoke(public_id: str, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Make a key stop working, at once."""
     show(call(data_dir, "key revoke", public_id=public_id), as_json, ("public_id", "revoked"))
+
+
+@key_app.command("limits")
+def key_limits(
+    public_id: str,
+    concurrent: Annotated[int, typer.Option(help="jobs that run at once, more wait; 0: no limit")] = 0,
+    queued: Annotated[int, typer.Option(help="jobs that wait or run at once; 0: no limit")] = 0,
+    pictures_per_minute: Annotated[int, typer.Option(help="0: no limit")] = 0,
+    pixel_steps_per_day: Annotated[int, typer.Option(help="pixels times steps in a day (UTC); 0: no limit")] = 0,
+    weight: Annotated[float, typer.Option(help="share of the machine beside other keys")] = 1.0,
+    default: Annotated[bool, typer.Option("--default", help="the server's own limits again")] = False,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Set all limits of one key, in place of the server's."""
+    limits = None if default else {
+        "concurrent": concurrent, "queued": queued, "pictures_per_minute": pictures_per_minute, "pixel_steps_per_day": pixel_steps_per_day, "weight": weight,
+    }  # fmt: skip
+    show(call(data_dir, "key limits", public_id=public_id, limits=limits), as_json, ("public_id", "limits"))

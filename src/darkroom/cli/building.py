@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from darkroom import __version__
 from darkroom.cli.flags import settings_of
 from darkroom.errors import DarkroomError, Invalid
 from darkroom.settings import Settings
-from darkroom.types import Limits, ModelCard
+from darkroom.types import Job, Limits, ModelCard, PictureRow
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Opened:
     database: Any
     access: Any
     licences: Any
+    webhooks: Any
 
 
 def card_of(name: str, settings: Settings) -> ModelCard:
@@ -87,28 +88,26 @@ async def built(settings: Settings, cards: Sequence[ModelCard]) -> AsyncIterator
         worker = LocalWorker(cards, settings)
         store, gallery, watches = JobStore(rows.database), LocalGallery(shared_dir(settings) / "pictures"), Watches()
         limits = limits_of(settings)
-        runs = Runs(store, gallery, worker, watches, served, gateway_id(settings.data_dir), settings.lease_seconds, limits)
+        runs = Runs(store, gallery, worker, watches, served, gateway_id(settings.data_dir), settings.lease_seconds, limits, news_of(settings), rows.webhooks.poke)
         outlook = Outlook(store, worker, limits, settings.max_queue)
         versions = {card.name: version_of(card, settings) for card in cards}
         jobs = Jobs(store, gallery, runs, watches, outlook, settings.max_queue, limits, Keeping(settings.keep_days, settings.keep_gb * 1e9), versions)
         await runs.recover()
         # a model that is served by its path is known to its operator, and to clients, by its name
-        calls = Calls(rows.access, rows.licences, lambda name: served.get(name) or card_of(name, settings))
+        calls = Calls(rows.access, rows.licences, rows.webhooks, lambda name: served.get(name) or card_of(name, settings))
 
         @asynccontextmanager
         async def starting() -> AsyncIterator[None]:
             await worker.start()
-            loops = [asyncio.create_task(runs.run()), asyncio.create_task(jobs.run())]
             try:
-                async with listening(settings.data_dir, calls):
-                    yield
+                async with listening(settings.data_dir, calls), running(rows.webhooks.run()), running(jobs.run()), running(runs.run()):
+                    try:
+                        yield
+                    finally:
+                        jobs.close()
+                        worker.give_up()
+                        await runs.close()
             finally:
-                jobs.close()
-                worker.give_up()
-                await runs.close()
-                for loop in loops:
-                    loop.cancel()
-                await asyncio.gather(*loops, return_exceptions=True)
                 await worker.close()
 
         yield Desk(settings, served, rows.access, rows.licences, jobs, worker), starting
@@ -122,6 +121,22 @@ def shared_dir(settings: Settings) -> Path:
 def limits_of(settings: Settings) -> Limits:
     """What a key may do that has no limits of its own."""
     return Limits(settings.key_concurrent, settings.key_queued, settings.key_pictures_per_minute, settings.key_pixel_steps_per_day)
+
+
+def news_of(settings: Settings) -> Callable[[Job, Sequence[PictureRow]], dict[str, Any] | None]:
+    """The outbox' line of an ended job whose client wants to be told."""
+    from darkroom.jobs.shown import shown
+    from darkroom.store.webhooks import outbox_row
+    from darkroom.webhooks import event_body
+
+    def news(job: Job, pictures: Sequence[PictureRow]) -> dict[str, Any] | None:
+        if not job.webhook_url:
+            return None
+        event, now = f"job.{job.status.value}", job.ended_at or job.created_at
+        body = event_body(event, shown(job, settings.public_url.rstrip("/"), pictures), now)
+        return outbox_row(job.id, job.service_id, job.webhook_url, event, body, now)
+
+    return news
 
 
 def gateway_id(data_dir: Path) -> str:
@@ -142,14 +157,28 @@ def version_of(card: ModelCard, settings: Settings) -> str:
 
 
 @asynccontextmanager
+async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Work that goes on in a task of its own while the context lasts."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Opened]:
     """The database, opened, and what stands on it."""
     from darkroom.access import Access, read_pepper
     from darkroom.admin import make_data_dir
     from darkroom.licences import Licences
+    from darkroom.outgoing import Outgoing
     from darkroom.store.access import AccessStore
     from darkroom.store.database import Database
     from darkroom.store.licences import LicenceStore
+    from darkroom.store.webhooks import WebhookStore
+    from darkroom.webhooks import Webhooks
 
     make_data_dir(settings.data_dir)
     make_data_dir(shared_dir(settings))
@@ -157,7 +186,8 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
     try:
         await database.open()
         access, licences = Access(AccessStore(database), read_pepper(shared_dir(settings))), Licences(LicenceStore(database))
-        yield Opened(database, access, licences)
+        webhooks = Webhooks(WebhookStore(database), Outgoing(settings.webhook_allow_private))
+        yield Opened(database, access, licences, webhooks)
         await access.close()
     finally:
         await database.close()
@@ -182,4 +212,4 @@ async def _call_rows(settings: Settings, name: str, arguments: dict[str, Any]) -
         rows.access.serve(tuple(card.name for card in cards_of(settings)))
         if not await rows.access.services():
             await rows.access.create_service("default")
-        return await Calls(rows.access, rows.licences, lambda model: card_of(model, settings)).answer(name, arguments)
+        return await Calls(rows.access, rows.licences, rows.webhooks, lambda model: card_of(model, settings)).answer(name, arguments)

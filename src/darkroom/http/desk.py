@@ -11,9 +11,11 @@ from typing import Any
 from fastapi import Request
 
 from darkroom.access import Access
+from darkroom.checks import Wrong
 from darkroom.errors import TooLarge, TooSlow
 from darkroom.jobs import Jobs
 from darkroom.licences import Licences
+from darkroom.outgoing import check_url
 from darkroom.settings import Settings
 from darkroom.types import ApiKey, ModelCard, Service
 from darkroom.worker.protocol import Worker
@@ -36,6 +38,15 @@ class Desk:
         key, service = await self.access.enter(token.strip() if scheme.lower() == "bearer" else None, request.path_params.get("service_id"))
         request.state.key_id = key.public_id
         return key, service
+
+    def webhook(self, value: Any) -> str:
+        """The rule of webhook_url. Raises Wrong."""
+        if not isinstance(value, str):
+            raise Wrong("a string")
+        try:
+            return check_url(value, self.settings.webhook_allow_private)
+        except ValueError as error:
+            raise Wrong(f"an address that we may call (it {error})") from error
 
     def bound(self, request: Request, most: int) -> None:
         """Let no more than `most` bytes of the body through, declared or not, in `body_timeout` seconds. Raises TooLarge, later

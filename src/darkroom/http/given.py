@@ -41,7 +41,9 @@ async def generate(request: Request) -> Response:
     body = await read_json(request)
     card = await _card(desk, service, body)
     loras = await _loras(desk, body)
-    asked = checks.check(body.fields, card, desk.settings.max_pixels, textual=False, image_to_image=False, faults=body.faults, loras=loras)
+    asked = checks.check(
+        body.fields, card, desk.settings.max_pixels, textual=False, image_to_image=False, faults=body.faults, loras=loras, webhook=desk.webhook
+    )
     assert asked.width is not None
     assert asked.height is not None
     params = Params(card.name, asked.prompt, asked.negative_prompt, asked.steps, asked.width, asked.height, asked.cfg, asked.seed,
@@ -61,7 +63,9 @@ async def control(request: Request) -> Response:
     content = body.fields.pop("image", b"")
     body.faults |= _image_faults(content)
     loras = await _loras(desk, body)
-    asked = checks.check(body.fields, card, desk.settings.max_pixels, textual=True, image_to_image=True, faults=body.faults, loras=loras)
+    asked = checks.check(
+        body.fields, card, desk.settings.max_pixels, textual=True, image_to_image=True, faults=body.faults, loras=loras, webhook=desk.webhook
+    )
     limits = desk.settings.max_input_pixels, desk.settings.max_pixels
     pixels, width, height = await asyncio.to_thread(picture.from_upload, content, card, *limits, asked.width, asked.height)
     params = Params(

@@ -106,7 +106,7 @@ class Runs:
 
     def __init__(
         self, rows: Rows, gallery: Gallery, worker: Worker, watches: Watches, cards: Mapping[str, ModelCard], owner: str,
-        lease: float, limits: Limits, news: Callable[[Job], dict[str, Any] | None] = lambda job: None,
+        lease: float, limits: Limits, news: Callable[[Job, Sequence[PictureRow]], dict[str, Any] | None] = lambda job, pictures: None,
         told: Callable[[], None] = lambda: None,
     ):  # fmt: skip
         self._rows, self._gallery, self._worker, self._watches, self._cards = rows, gallery, worker, watches, cards
@@ -329,7 +329,7 @@ class Runs:
         """Write the end of a job down, then tell it. False where it had ended, or is another gateway's by now."""
         job = replace(job, ended_at=time.time())
         less = {} if not job.keep and not pictures else described(job.params, job.steps_run, False) if not job.with_prompt else None
-        written = await self._insist(lambda: self._rows.end(job, pictures, owner, self._news(job), less))
+        written = await self._insist(lambda: self._rows.end(job, pictures, owner, self._news(job, pictures), less))
         if not written:
             await self._discard(job.id, pictures)
             return False

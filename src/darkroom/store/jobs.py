@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from darkroom.store.access import limits_of
 from darkroom.store.database import Database
-from darkroom.store.schema import allowances, api_keys, gateways, idempotency, inputs, jobs, pictures, usage
+from darkroom.store.schema import allowances, api_keys, gateways, idempotency, inputs, jobs, outbox, pictures, usage
 from darkroom.types import ENDED, Fault, Job, Limits, Lora, Params, PictureRow, Quota, Status
 
 UNFINISHED = (Status.QUEUED.value, Status.RUNNING.value)
@@ -223,7 +223,7 @@ class JobStore:
             if job.status == Status.FINISHED:
                 await connection.execute(usage.insert().values(_used(job)))
             if news is not None:
-                await connection.execute(_outbox().insert().values(news))
+                await connection.execute(outbox.insert().values(news))
             return True
 
     async def heartbeat(self, owner: str, now: float, until: float) -> tuple[set[str], set[str]]:
@@ -376,12 +376,6 @@ class JobStore:
         async with self._database.write() as connection:
             await connection.execute(idempotency.delete().where(idempotency.c.created_at < before))
             await connection.execute(gateways.delete().where(gateways.c.seen_at < before))
-
-
-def _outbox() -> sa.Table:
-    from darkroom.store.schema import outbox
-
-    return outbox
 
 
 def _claimable(owner: str, now: float) -> sa.ColumnElement[bool]:

@@ -133,6 +133,33 @@ acceptances = Table(
     Column("accepted_at", Float, nullable=False),
 )  # fmt: skip
 
+outbox = Table(
+    "outbox", metadata,
+    Column("id", String, primary_key=True),
+    Column("job_id", String, nullable=False),  # no foreign key: a job may be deleted before its news arrives
+    Column("service_id", String, nullable=False),
+    Column("url", String, nullable=False),
+    Column("event", String, nullable=False),
+    Column("body", String, nullable=False),  # as it is sent: every retry sends the same bytes
+    Column("created_at", Float, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", Float, nullable=False),
+    Column("lease_until", Float),
+    Column("delivered_at", Float),
+    Column("failed_at", Float),
+    Column("last_status", Integer),
+    Column("last_error", String),
+)  # fmt: skip
+
+webhook_secrets = Table(
+    "webhook_secrets", metadata,
+    Column("id", String, primary_key=True),
+    Column("service_id", ForeignKey("services.id"), nullable=False),
+    Column("secret", String, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("retired_at", Float),
+)  # fmt: skip
+
 Index("jobs_by_service", jobs.c.service_id, jobs.c.created_at)
 Index("jobs_by_status", jobs.c.status, jobs.c.created_at)
 Index("jobs_by_fingerprint", jobs.c.fingerprint)
@@ -141,3 +168,7 @@ Index("idempotency_by_job", idempotency.c.job_id)
 Index("usage_by_key", usage.c.key_id, usage.c.at)
 Index("pictures_by_service", pictures.c.service_id, pictures.c.created_at)
 Index("pictures_by_job", pictures.c.job_id)
+Index("outbox_by_state", outbox.c.delivered_at, outbox.c.failed_at, outbox.c.next_at)
+Index("outbox_by_age", outbox.c.created_at)
+_present = webhook_secrets.c.retired_at.is_(None)
+Index("one_present_secret", webhook_secrets.c.service_id, unique=True, sqlite_where=_present, postgresql_where=_present)
