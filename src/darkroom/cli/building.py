@@ -88,7 +88,10 @@ async def built(settings: Settings, cards: Sequence[ModelCard]) -> AsyncIterator
         worker = LocalWorker(cards, settings)
         store, gallery, watches = JobStore(rows.database), LocalGallery(shared_dir(settings) / "pictures"), Watches()
         limits = limits_of(settings)
-        runs = Runs(store, gallery, worker, watches, served, gateway_id(settings.data_dir), settings.lease_seconds, limits, news_of(settings), rows.webhooks.poke)
+        runs = Runs(
+            store, gallery, worker, watches, served, gateway_id(settings.data_dir), settings.lease_seconds, limits,
+            news_of(settings), rows.webhooks.poke,
+        )  # fmt: skip
         outlook = Outlook(store, worker, limits, settings.max_queue)
         versions = {card.name: version_of(card, settings) for card in cards}
         jobs = Jobs(store, gallery, runs, watches, outlook, settings.max_queue, limits, Keeping(settings.keep_days, settings.keep_gb * 1e9), versions)

@@ -114,7 +114,8 @@ class JobStore:
 
     async def _put_key(self, connection: AsyncConnection, row: dict[str, Any]) -> bool:
         insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(idempotency)  # both speak ON CONFLICT, each its own
-        return (await connection.execute(insert.values(row).on_conflict_do_nothing())).rowcount == 1
+        put = insert.values(row).on_conflict_do_nothing().returning(idempotency.c.key)
+        return (await connection.execute(put)).first() is not None
 
     async def _full(self, connection: AsyncConnection, job: Job, most: int, most_of_key: int, limits: Limits) -> Full | None:
         mine = sa.func.coalesce(sa.func.sum(sa.case((jobs.c.key_id == job.key_id, 1), else_=0)), 0)
