@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     max_lora_bytes: int = Field(2 * 2**30, ge=0, description="bytes of LoRAs kept in memory for later requests, beside those in use")
     max_rows: int = Field(16, ge=2, description="rows of one forward pass at most (a guided sample takes two)")
     max_queue: int = Field(64, ge=1, description="jobs that wait or run at once; more are answered with 429")
+    max_attempts: int = Field(3, ge=1, description="times that a worker may die on a job before the job fails")
     max_concurrent: int = Field(256, ge=1, description="open requests at once; more are answered with 429")
     max_body_bytes: int = Field(20 * 2**20, ge=2**16, description="bytes of a request body at most")
     body_timeout: float = Field(60, gt=0, description="seconds that a request body may take to arrive")

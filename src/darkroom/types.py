@@ -69,6 +69,21 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class Began:
+    """The nets are about to touch the Job for the first time (again after a Retrying). No Queued or Loading comes after it."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Retrying:
+    """A worker died with the Job in its nets' hands, which makes `attempts` such deaths; it will be tried again."""
+
+    job_id: str
+    attempts: int
+
+
+@dataclass(frozen=True)
 class Progress:
     """One denoising step is done: `step` of `of`."""
 
@@ -118,7 +133,7 @@ class Cancelled:
     job_id: str
 
 
-Event = Queued | Loading | Progress | Preview | Finished | Failed | Cancelled
+Event = Queued | Loading | Began | Retrying | Progress | Preview | Finished | Failed | Cancelled
 FINAL = (Finished, Failed, Cancelled)
 
 

@@ -1,7 +1,7 @@
 """A Worker in a child process of the gateway. No torch here.
 
-When the child dies, the jobs that its nets had touched are suspects: they are tried once more, each alone in a fresh
-child, so that one that kills its worker takes no other along; then the rest goes on as if nothing had been.
+When the child dies, the jobs that its nets had touched are suspects: they are tried again, each alone in a fresh child, so
+that one that kills its worker takes no other along; then the rest goes on as if nothing had been.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from darkroom.engine.sample import BatchKey
 from darkroom.models.catalogue import pull_command
 from darkroom.models.loras import LORAS
 from darkroom.settings import Settings
-from darkroom.types import FINAL, Cancelled, Event, Failed, Finished, ModelCard, Params, Progress, WorkerState
+from darkroom.types import FINAL, Began, Cancelled, Event, Failed, Finished, Loading, ModelCard, Params, Progress, Queued, Retrying, WorkerState
 from darkroom.worker.wire import Costs, Order, Started
 
 log = structlog.get_logger("worker")
@@ -39,15 +39,16 @@ STOP_SECONDS = 10.0  # that a child has to end by itself
 
 @dataclass
 class _Entry:
-    """A job in the gateway's book: sent to the child or not, touched by its nets or not; left when nobody waits for it."""
+    """A job in the gateway's book: sent to the child or not, touched by its nets or not; left when nobody waits for it.
+    deaths: of a child with this job in its nets' hands."""
 
     params: Params
+    deaths: int = 0
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     arrived: float = field(default_factory=time.monotonic)
     left: bool = False
     sent: bool = False
     touched: bool = False
-    deaths: int = 0
     step: int = 0
 
 
@@ -77,13 +78,13 @@ class LocalWorker:
             self._state = WorkerState("failed", error=self._missing(next(iter(self._cards.values()))))
             self._failures[START] = time.monotonic(), self._state.error
 
-    async def submit(self, job_id: str, params: Params) -> AsyncIterator[Event]:
+    async def submit(self, job_id: str, params: Params, attempts: int = 0) -> AsyncIterator[Event]:
         assert job_id not in self._jobs, f"job {job_id} is here already"
-        refusal = self._refusal(job_id, params)
+        refusal = self._refusal(job_id, params, attempts)
         if refusal:
             yield refusal
             return
-        entry = self._jobs[job_id] = _Entry(params)
+        entry = self._jobs[job_id] = _Entry(params, attempts)
         self._feed()
         try:
             while True:
@@ -170,6 +171,7 @@ class LocalWorker:
         if process is not self._process or self._closing:
             return
         self._process = self._connection = None
+        self._hears = False
         if self._state.status == "failed" and code == 0:  # it said why, and went
             return self._fail(START, self._state.error)
         log.error("the worker ended unexpectedly", code=code, loading=self._state.loading)
@@ -183,15 +185,21 @@ class LocalWorker:
             self._spawn()
 
     def _suspect(self) -> None:
-        """Mark who was in the dead child's hands; who was there when it died alone as well is out, and so is who has left."""
+        """Mark who was in the dead child's hands; who was there too often is out, and so is who has left."""
         for job_id, entry in list(self._jobs.items()):
-            entry.deaths += entry.touched
+            touched = entry.touched
+            entry.deaths += touched
             entry.sent = entry.touched = False
             entry.step = 0
             if entry.left:
                 self._settle(Cancelled(job_id))
-            elif entry.deaths >= 2:
-                self._settle(Failed(job_id, "worker_died", "the worker died twice on this job, the second time with no other job beside it"))
+            elif self._spent(entry.deaths):
+                self._settle(_worker_died(job_id, entry.deaths))
+            elif touched:
+                self._tell(Retrying(job_id, entry.deaths))
+
+    def _spent(self, deaths: int) -> bool:
+        return deaths >= self._settings.max_attempts
 
     def _become(self, state: WorkerState) -> None:
         """Note what the child does; a load (its start counts as one) has `load_timeout` seconds."""
@@ -239,8 +247,7 @@ class LocalWorker:
                 self._become(message)
                 self._feed()
             case Started(job_id):
-                if job_id in self._jobs:
-                    self._jobs[job_id].touched = True
+                self._tell(Began(job_id))
             case Costs(table):
                 self._costs.load(table)
             case _:
@@ -250,8 +257,13 @@ class LocalWorker:
         entry = self._jobs.get(event.job_id)
         if entry is None:
             return
-        if isinstance(event, Progress):
-            entry.step = event.step
+        match event:
+            case Began():
+                entry.touched = True
+            case Progress():
+                entry.step = event.step
+            case Queued() | Loading() if entry.touched:
+                return  # Began is sent at once and overtakes those of the same turn, which are no news any more
         entry.events.put_nowait(event)
 
     def _settle(self, event: Event) -> None:
@@ -287,11 +299,13 @@ class LocalWorker:
 
     # answers without a child
 
-    def _refusal(self, job_id: str, params: Params) -> Failed | None:
+    def _refusal(self, job_id: str, params: Params, attempts: int) -> Failed | None:
         card = self._cards.get(params.model)
         assert card is not None, f"this worker does not run {params.model}"
         if self._closing:
             return _shutting_down(job_id)
+        if self._spent(attempts):
+            return _worker_died(job_id, attempts)
         if card.path is None:
             return Failed(job_id, "model_unavailable", self._missing(card), 503, retry_after=60)
         for model in (START, params.model):
@@ -320,3 +334,8 @@ class LocalWorker:
 
 def _shutting_down(job_id: str) -> Failed:
     return Failed(job_id, "shutting_down", "the server is shutting down; send the request again", 503, retry_after=5)
+
+
+def _worker_died(job_id: str, deaths: int) -> Failed:
+    times = "once" if deaths == 1 else f"{deaths} times"
+    return Failed(job_id, "worker_died", f"the worker died {times} on this job, as often as a job is tried (setting max_attempts)")
