@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -44,6 +45,12 @@ class Arrival:
     side: int
     steps: int
     rows: int
+    party: str = ""
+    weight: float = 1.0
+
+    def sample(self, name: str) -> Sample:
+        key = BatchKey("m", self.side, self.side)
+        return Sample(name, Params("m", "p"), key, self.steps, self.rows, self.at, party=self.party, weight=self.weight)
 
 
 @dataclass
@@ -69,7 +76,7 @@ def simulate(arrivals: list[Arrival], curve: Curve, cancel: dict[str, float] | N
             for rows in range(1, 17):
                 cost.observe_step(BatchKey("m", side, side), rows, curve(BatchKey("m", side, side), rows))
     scheduler, now = Scheduler(cost, max_rows=16, exact=exact), 0.0
-    samples = {str(i): Sample(str(i), Params("m", "p"), BatchKey("m", a.side, a.side), a.steps, a.rows, a.at) for i, a in enumerate(arrivals)}
+    samples = {str(i): a.sample(str(i)) for i, a in enumerate(arrivals)}
     waiting, run = sorted(samples.values(), key=lambda s: s.arrived), Run({}, [], samples)
     cancels = dict(cancel or {})
     while waiting or len(scheduler):
@@ -204,6 +211,77 @@ def test_mean_latency_is_well_below_first_come_first_served() -> None:
         free = max(free, a.at) + s
         waits.append(free - a.at)
     assert simulate(arrivals, linear, learnt=True).mean() <= 0.7 * statistics.mean(waits)
+
+
+STEP = linear(BatchKey("m", 256, 256), 2)
+
+
+def given_to(run: Run, party: str, until: float) -> float:
+    """Seconds of machine time that a party got by then, each batch's split by rows."""
+    seconds = 0.0
+    for (start, members, rows), (end, *_) in itertools.pairwise([*run.batches, (max(run.ended.values()), (), 0)]):
+        if start < until:
+            seconds += (end - start) * sum(run.samples[m].rows for m in members if run.samples[m].party == party) / rows
+    return seconds
+
+
+@pytest.mark.parametrize("curve", sorted(CURVES))
+def test_a_flood_of_one_party_holds_up_anothers_job_by_about_a_job(curve: str) -> None:
+    flood = [Arrival(0, 256, 30, 2, "flood") for _ in range(60)]
+    run = simulate([*flood, Arrival(2.0, 256, 30, 2, "one")], CURVES[curve], learnt=True)
+    job = 30 * CURVES[curve](BatchKey("m", 256, 256), max(rows for _, _, rows in run.batches))
+    assert run.latency("60") <= 2.1 * job  # its own, and what ran when it came
+
+
+@pytest.mark.parametrize("curve", sorted(CURVES))
+@pytest.mark.parametrize("weight", [1.0, 2.0, 0.25])
+def test_flooding_parties_get_time_by_weight(curve: str, weight: float) -> None:
+    run = simulate([Arrival(0, 256, 20, 2, party, w) for _ in range(60) for party, w in (("a", weight), ("b", 1.0))], CURVES[curve], learnt=True)
+    until = min(max(run.ended[name] for name in run.ended if run.samples[name].party == party) for party in "ab")
+    job = 20 * CURVES[curve](BatchKey("m", 256, 256), 16)
+    assert given_to(run, "a", until) == pytest.approx(weight * given_to(run, "b", until), rel=0.1, abs=2 * job * max(1.0, weight))
+
+
+def test_a_short_job_of_another_party_passes_a_long_one() -> None:
+    run = simulate([Arrival(0, 256, 50, 2, "long"), Arrival(0.01, 256, 10, 2, "short")], linear, learnt=True)
+    assert run.latency("1") < 11 * STEP + 0.01
+
+
+def test_a_stream_of_new_parties_does_not_starve_an_old_one() -> None:
+    stream = [Arrival(i * 10 * STEP, 256, 10, 2, f"new {i}") for i in range(1500)]
+    run = simulate([Arrival(0, 256, 50, 2, "old"), *stream], linear, learnt=True)
+    assert run.latency("0") < 60 * STEP / AGEING
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(arrival, st.sampled_from("abc"), st.sampled_from([0.5, 1.0, 4.0])), min_size=1, max_size=25), curves)
+def test_with_any_parties_every_job_ends_once(arrivals: list[tuple[Arrival, str, float]], curve: str) -> None:
+    run = simulate([replace(a, party=party, weight=weight) for a, party, weight in arrivals], CURVES[curve])
+    assert set(run.ended) == set(run.samples)
+
+
+def test_leaving_for_a_moment_earns_nothing_and_nobody_is_kept_for_ever() -> None:
+    scheduler, key = Scheduler(CostModel(), exact=True), BatchKey("m", 256, 256)
+
+    def come(name: str, party: str, steps: int = 10) -> None:
+        scheduler.add(Sample(name, Params("m", "p"), key, steps, 1, 0.0, party=party))
+
+    come("a", "greedy")
+    come("b", "modest", steps=1000)
+    for _ in range(10):
+        batch = scheduler.schedule(0.0)
+        assert batch is not None
+        scheduler.settle(batch, 1.0)
+    assert {s.id for s in scheduler.samples()} == {"b"}
+    come("a again", "greedy")
+    come("c", "fresh", steps=11)
+    batch = scheduler.schedule(0.0)
+    assert batch is not None
+    assert batch.samples[0].id == "c"
+    for i in range(100):  # parties that come and go leave nothing behind
+        come(f"d{i}", f"passing {i}")
+        scheduler.cancel(f"d{i}")
+    assert set(scheduler._parties) == {"greedy", "modest", "fresh"}
 
 
 @pytest.mark.parametrize("module", ["scheduler", "cost", "sample", "messages"])

@@ -43,6 +43,8 @@ class _Entry:
     deaths: of a child with this job in its nets' hands."""
 
     params: Params
+    party: str = ""
+    weight: float = 1.0
     deaths: int = 0
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     arrived: float = field(default_factory=time.monotonic)
@@ -78,13 +80,13 @@ class LocalWorker:
             self._state = WorkerState("failed", error=self._missing(next(iter(self._cards.values()))))
             self._failures[START] = time.monotonic(), self._state.error
 
-    async def submit(self, job_id: str, params: Params, attempts: int = 0) -> AsyncIterator[Event]:
+    async def submit(self, job_id: str, params: Params, party: str = "", weight: float = 1.0, attempts: int = 0) -> AsyncIterator[Event]:
         assert job_id not in self._jobs, f"job {job_id} is here already"
         refusal = self._refusal(job_id, params, attempts)
         if refusal:
             yield refusal
             return
-        entry = self._jobs[job_id] = _Entry(params, attempts)
+        entry = self._jobs[job_id] = _Entry(params, party, weight, attempts)
         self._feed()
         try:
             while True:
@@ -287,7 +289,7 @@ class LocalWorker:
             entry = self._jobs[job_id]
             if not entry.sent:
                 entry.sent = True
-                self._send(Submit(job_id, entry.params))
+                self._send(Submit(job_id, entry.params, entry.party, entry.weight))
 
     def _send(self, message: Any) -> None:
         if self._connection is None:

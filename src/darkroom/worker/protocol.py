@@ -14,9 +14,10 @@ class Worker(Protocol):
     async def start(self) -> None:
         """Begin; returns at once, while the model still loads. Jobs given before it is ready wait."""
 
-    def submit(self, job_id: str, params: Params, attempts: int = 0) -> AsyncIterator[Event]:
+    def submit(self, job_id: str, params: Params, party: str = "", weight: float = 1.0, attempts: int = 0) -> AsyncIterator[Event]:
         """Events of one Job as they come; the last is the one Finished, Failed or Cancelled.
 
+        party: whom it is for; parties share the machine's time by weight (above 0).
         attempts: deaths of a worker with this Job in its nets' hands that were counted before.
 
         Closing the iterator before its end cancels the Job at its next step.
