@@ -133,6 +133,14 @@ class Cancelled:
     job_id: str
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """When a Job should begin (0 where it has begun) and when its picture should be there, in seconds from now."""
+
+    start: float
+    finish: float
+
+
 Event = Queued | Loading | Began | Retrying | Progress | Preview | Finished | Failed | Cancelled
 FINAL = (Finished, Failed, Cancelled)
 

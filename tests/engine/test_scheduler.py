@@ -68,13 +68,18 @@ class Run:
         return statistics.mean(self.latency(name) for name in self.ended)
 
 
-def simulate(arrivals: list[Arrival], curve: Curve, cancel: dict[str, float] | None = None, exact: bool = False, learnt: bool = False) -> Run:
-    """Drive the real Scheduler and CostModel in virtual time until everything has ended."""
+def learnt(curve: Curve, arrivals: list[Arrival]) -> CostModel:
+    """Every row count of every size measured."""
     cost = CostModel()
-    if learnt:
-        for side in {a.side for a in arrivals}:
-            for rows in range(1, 17):
-                cost.observe_step(BatchKey("m", side, side), rows, curve(BatchKey("m", side, side), rows))
+    for side in {a.side for a in arrivals}:
+        for rows in range(1, 17):
+            cost.observe_step(BatchKey("m", side, side), rows, curve(BatchKey("m", side, side), rows))
+    return cost
+
+
+def simulate(arrivals: list[Arrival], curve: Curve, cancel: dict[str, float] | None = None, exact: bool = False, known: bool = False) -> Run:
+    """Drive the real Scheduler and CostModel in virtual time until everything has ended."""
+    cost = learnt(curve, arrivals) if known else CostModel()
     scheduler, now = Scheduler(cost, max_rows=16, exact=exact), 0.0
     samples = {str(i): a.sample(str(i)) for i, a in enumerate(arrivals)}
     waiting, run = sorted(samples.values(), key=lambda s: s.arrived), Run({}, [], samples)
@@ -127,7 +132,7 @@ def test_every_job_ends_once_and_caps_are_kept(arrivals: list[Arrival], curve: s
 @given(st.lists(arrival, min_size=2, max_size=25), curves)
 def test_nobody_starves(arrivals: list[Arrival], curve: str) -> None:
     """Whatever arrives: from remaining / AGEING seconds of waiting on, only what was in line by then can still go before."""
-    run = simulate(arrivals, CURVES[curve], learnt=True)
+    run = simulate(arrivals, CURVES[curve], known=True)
     dearest = max(CURVES[curve](s.key, 16) for s in run.samples.values())
     for name, sample in run.samples.items():
         own = sample.steps * CURVES[curve](sample.key, sample.rows)
@@ -147,9 +152,9 @@ def test_a_cancelled_job_never_steps_again(arrivals: list[Arrival], cancel: dict
 
 def test_a_batch_grows_where_it_gains_and_only_there() -> None:
     jobs = [Arrival(0, 256, 20, 2) for _ in range(8)]
-    assert max(len(m) for _, m, _ in simulate(jobs, flat, learnt=True).batches) == 8
-    assert max(len(m) for _, m, _ in simulate(jobs, knee, learnt=True).batches) == 3
-    assert max(len(m) for _, m, _ in simulate(jobs, linear, learnt=True).batches) == 1
+    assert max(len(m) for _, m, _ in simulate(jobs, flat, known=True).batches) == 8
+    assert max(len(m) for _, m, _ in simulate(jobs, knee, known=True).batches) == 3
+    assert max(len(m) for _, m, _ in simulate(jobs, linear, known=True).batches) == 1
 
 
 def test_what_gains_is_found_without_being_told() -> None:
@@ -161,19 +166,19 @@ def test_what_gains_is_found_without_being_told() -> None:
 
 
 def test_short_jobs_pass_long_ones_where_batching_gains_nothing() -> None:
-    run = simulate([Arrival(0, 256, 50, 2), Arrival(0.01, 256, 10, 2)], linear, learnt=True)
+    run = simulate([Arrival(0, 256, 50, 2), Arrival(0.01, 256, 10, 2)], linear, known=True)
     assert run.ended["1"] < run.ended["0"]
 
 
 def test_a_long_job_gets_its_turn_under_a_flood_of_short_ones() -> None:
     step = linear(BatchKey("m", 256, 256), 2)
     flood = [Arrival(i * 10 * step, 256, 10, 2) for i in range(400)]
-    run = simulate([Arrival(0, 256, 50, 2), *flood], linear, learnt=True)
+    run = simulate([Arrival(0, 256, 50, 2), *flood], linear, known=True)
     assert run.ended["0"] < 50 * step / AGEING + 60 * step
 
 
 def test_a_blocked_size_does_not_block_another() -> None:
-    run = simulate([Arrival(0, 384, 50, 2)] * 4 + [Arrival(0.01, 128, 10, 1)], linear, learnt=True)
+    run = simulate([Arrival(0, 384, 50, 2)] * 4 + [Arrival(0.01, 128, 10, 1)], linear, known=True)
     assert run.ended["4"] == min(run.ended.values())
 
 
@@ -210,7 +215,7 @@ def test_mean_latency_is_well_below_first_come_first_served() -> None:
     for a, s in zip(arrivals, seconds, strict=True):
         free = max(free, a.at) + s
         waits.append(free - a.at)
-    assert simulate(arrivals, linear, learnt=True).mean() <= 0.7 * statistics.mean(waits)
+    assert simulate(arrivals, linear, known=True).mean() <= 0.7 * statistics.mean(waits)
 
 
 STEP = linear(BatchKey("m", 256, 256), 2)
@@ -228,7 +233,7 @@ def given_to(run: Run, party: str, until: float) -> float:
 @pytest.mark.parametrize("curve", sorted(CURVES))
 def test_a_flood_of_one_party_holds_up_anothers_job_by_about_a_job(curve: str) -> None:
     flood = [Arrival(0, 256, 30, 2, "flood") for _ in range(60)]
-    run = simulate([*flood, Arrival(2.0, 256, 30, 2, "one")], CURVES[curve], learnt=True)
+    run = simulate([*flood, Arrival(2.0, 256, 30, 2, "one")], CURVES[curve], known=True)
     job = 30 * CURVES[curve](BatchKey("m", 256, 256), max(rows for _, _, rows in run.batches))
     assert run.latency("60") <= 2.1 * job  # its own, and what ran when it came
 
@@ -236,20 +241,20 @@ def test_a_flood_of_one_party_holds_up_anothers_job_by_about_a_job(curve: str) -
 @pytest.mark.parametrize("curve", sorted(CURVES))
 @pytest.mark.parametrize("weight", [1.0, 2.0, 0.25])
 def test_flooding_parties_get_time_by_weight(curve: str, weight: float) -> None:
-    run = simulate([Arrival(0, 256, 20, 2, party, w) for _ in range(60) for party, w in (("a", weight), ("b", 1.0))], CURVES[curve], learnt=True)
+    run = simulate([Arrival(0, 256, 20, 2, party, w) for _ in range(60) for party, w in (("a", weight), ("b", 1.0))], CURVES[curve], known=True)
     until = min(max(run.ended[name] for name in run.ended if run.samples[name].party == party) for party in "ab")
     job = 20 * CURVES[curve](BatchKey("m", 256, 256), 16)
     assert given_to(run, "a", until) == pytest.approx(weight * given_to(run, "b", until), rel=0.1, abs=2 * job * max(1.0, weight))
 
 
 def test_a_short_job_of_another_party_passes_a_long_one() -> None:
-    run = simulate([Arrival(0, 256, 50, 2, "long"), Arrival(0.01, 256, 10, 2, "short")], linear, learnt=True)
+    run = simulate([Arrival(0, 256, 50, 2, "long"), Arrival(0.01, 256, 10, 2, "short")], linear, known=True)
     assert run.latency("1") < 11 * STEP + 0.01
 
 
 def test_a_stream_of_new_parties_does_not_starve_an_old_one() -> None:
     stream = [Arrival(i * 10 * STEP, 256, 10, 2, f"new {i}") for i in range(1500)]
-    run = simulate([Arrival(0, 256, 50, 2, "old"), *stream], linear, learnt=True)
+    run = simulate([Arrival(0, 256, 50, 2, "old"), *stream], linear, known=True)
     assert run.latency("0") < 60 * STEP / AGEING
 
 
@@ -284,7 +289,7 @@ def test_leaving_for_a_moment_earns_nothing_and_nobody_is_kept_for_ever() -> Non
     assert set(scheduler._parties) == {"greedy", "modest", "fresh"}
 
 
-@pytest.mark.parametrize("module", ["scheduler", "cost", "sample", "messages"])
+@pytest.mark.parametrize("module", ["scheduler", "cost", "sample", "messages", "forecast"])
 def test_the_scheduler_imports_no_torch(module: str) -> None:
     code = f"import sys, darkroom.engine.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

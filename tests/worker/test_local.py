@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -201,6 +203,38 @@ async def test_a_broken_checkpoint_is_a_clear_failure_and_not_a_loop(tmp_path: P
         assert event.status == 503
         assert "could not be loaded" in event.message
         assert worker.state().status == "failed"
+
+
+async def test_a_forecast_is_near_what_then_happens(tmp_path: Path) -> None:
+    sizes = [replace(PARAMS, width=side, height=side, cfg=cfg) for side in (128, 192) for cfg in (1.0, 7.0)]
+    load = [replace(sizes[i % 4], steps=(10, 30, 20, 15, 25)[i % 5], seed=i + 1) for i in range(12)]
+    async with working(tmp_path) as worker:
+        await asyncio.gather(*(outcome(worker, f"warm {i}", one) for i, one in enumerate(sizes * 2)))
+        told = worker.forecast([(f"job {i}", one, "", 1.0) for i, one in enumerate(load)])
+        began, took = time.monotonic(), {}
+
+        async def timed(name: str, one: Params) -> None:
+            assert isinstance(await outcome(worker, name, one), Finished)
+            took[name] = time.monotonic() - began
+
+        await asyncio.gather(*(timed(f"job {i}", one) for i, one in enumerate(load)))
+        errors = {name: told[name].finish / took[name] - 1 for name in took}
+        assert set(told) == set(took)
+        assert statistics.median(map(abs, errors.values())) <= 0.25, errors
+
+
+async def test_a_forecast_holds_the_workers_own_jobs_and_others_after_them(tmp_path: Path) -> None:
+    kept = replace(PARAMS, control_strength=Decimal("0.9"), steps=50)  # no image: the steps follow from the strength alone
+    async with working(tmp_path) as worker:
+        await outcome(worker, "warm")
+        async with aclosing(worker.submit("mine", replace(PARAMS, steps=50))) as events:
+            async for event in events:
+                if isinstance(event, Progress) and event.step == 3:
+                    told = worker.forecast([("next", replace(PARAMS, steps=50), "", 1.0), ("kept", kept, "other", 1.0)])
+                    break
+        assert told["mine"].start == 0 < told["mine"].finish <= told["next"].finish
+        assert told["kept"].finish < told["next"].finish
+        assert all(one.start < one.finish for one in told.values())
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from darkroom.engine.cost import CostModel
+from darkroom.engine.cost import Costs
 from darkroom.engine.sample import Batch, BatchKey, Sample
 
 # Seconds of remaining work that a second of waiting outweighs. By simulation at 0.8 of capacity, 0.25 is close to first come,
@@ -45,7 +45,7 @@ class _Party:
 class Scheduler:
     """Holds every Sample from its arrival to its last step. `max_rows` bounds one pass; exact mode steps Samples singly."""
 
-    def __init__(self, cost: CostModel, max_rows: int = 16, exact: bool = False):
+    def __init__(self, cost: Costs, max_rows: int = 16, exact: bool = False):
         self._cost = cost
         self._max_rows = max_rows
         self._exact = exact
@@ -80,12 +80,9 @@ class Scheduler:
         """The Samples that take the next step; None where there are none."""
         if not self._samples:
             return None
-        step_seconds = {}  # the cost of a step is the same for all with the same key and rows
-        for sample in self._samples.values():
-            if (sample.key, sample.rows) not in step_seconds:
-                step_seconds[sample.key, sample.rows] = self._cost.step_seconds(sample.key, sample.rows)
-        order = sorted(self._samples.values(), key=lambda s: self._score(s, step_seconds[s.key, s.rows], now))
-        leader = self._leader(order, step_seconds, now)
+        remaining = self._remaining()
+        order = sorted(self._samples.values(), key=lambda s: self._score(s, remaining[s.id], now))
+        leader = self._leader(order, remaining, now)
         others = [] if self._exact or leader.alone else [s for s in order if s is not leader and s.key == leader.key and not s.alone]
         self._now = now
         return Batch(tuple(self._grow(leader, others)))
@@ -112,23 +109,35 @@ class Scheduler:
         self._floor = min((self._parties[name].v for name in here), default=self._floor)
         self._parties = {name: party for name, party in self._parties.items() if name in here or party.v > self._floor}
 
+    def _remaining(self) -> dict[str, float]:
+        """Seconds that each Sample would still take alone, without its decode."""
+        known: dict[tuple[BatchKey, int], float] = {}  # the cost of a step is the same for all with the same key and rows
+        remaining = {}
+        for sample in self._samples.values():
+            kind = sample.key, sample.rows
+            seconds = known.get(kind)
+            if seconds is None:
+                seconds = known[kind] = self._cost.step_seconds(*kind)
+            remaining[sample.id] = sample.remaining * seconds
+        return remaining
+
     def _lag(self, sample: Sample) -> float:
         """Seconds by which the Sample's party is ahead of the one that was given least."""
         return self._parties[sample.party].v - self._floor
 
-    def _score(self, sample: Sample, step_seconds: float, now: float) -> tuple[float, float, str]:
+    def _score(self, sample: Sample, remaining: float, now: float) -> tuple[float, float, str]:
         waited = max(0.0, now - sample.arrived - sample.served)
-        return sample.remaining * step_seconds + self._lag(sample) - AGEING * waited, sample.arrived, sample.id
+        return remaining + self._lag(sample) - AGEING * waited, sample.arrived, sample.id
 
-    def _claim(self, sample: Sample, step_seconds: float, now: float) -> float:
-        return sample.remaining * step_seconds + self._lag(sample) - AGEING * max(0.0, now - self._parties[sample.party].since)
+    def _claim(self, sample: Sample, remaining: float, now: float) -> float:
+        return remaining + self._lag(sample) - AGEING * max(0.0, now - self._parties[sample.party].since)
 
-    def _leader(self, order: list[Sample], step_seconds: Mapping[tuple[BatchKey, int], float], now: float) -> Sample:
+    def _leader(self, order: list[Sample], remaining: Mapping[str, float], now: float) -> Sample:
         """The one with the best claim, of the model whose turn it is; of any, where that turn is over or has nobody left."""
         theirs = [sample for sample in order if sample.key.model == self._turn] if self._turn_left > 0 else []
-        leader = min(_candidates(theirs or order), key=lambda s: self._claim(s, step_seconds[s.key, s.rows], now))
+        leader = min(_candidates(theirs or order), key=lambda s: self._claim(s, remaining[s.id], now))
         if leader.key.model != self._turn or self._turn_left <= 0:
-            self._turn, self._turn_left = leader.key.model, TURN * step_seconds[leader.key, leader.rows]
+            self._turn, self._turn_left = leader.key.model, TURN * remaining[leader.id] / leader.remaining
         return leader
 
     def _grow(self, leader: Sample, others: list[Sample]) -> list[Sample]:
@@ -136,6 +145,7 @@ class Scheduler:
         the time per picture)."""
         best, chosen = 1.0, [leader]
         members, rows, newcomers = [leader], leader.rows, int(not leader.prepared)
+        singly = self._cost.step_seconds(leader.key, leader.rows)
         for sample in others:
             if rows + sample.rows > self._max_rows:
                 break
@@ -143,7 +153,8 @@ class Scheduler:
                 continue
             members, rows = [*members, sample], rows + sample.rows
             newcomers += not sample.prepared
-            share = self._cost.step_seconds(leader.key, rows) / sum(self._cost.step_seconds(leader.key, s.rows) for s in members)
+            singly += self._cost.step_seconds(leader.key, sample.rows)
+            share = self._cost.step_seconds(leader.key, rows) / singly
             if share < best * (1 - GAIN):
                 best, chosen = share, members
             elif len(members) > 2 * len(chosen):

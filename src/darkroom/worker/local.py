@@ -21,12 +21,13 @@ from typing import Any
 import structlog
 
 from darkroom.engine.cost import CostModel
+from darkroom.engine.forecast import Ahead, forecast
 from darkroom.engine.messages import Cancel, Stop, Submit
-from darkroom.engine.sample import BatchKey
+from darkroom.engine.sample import BatchKey, LoraKey
 from darkroom.models.catalogue import pull_command
 from darkroom.models.loras import LORAS
 from darkroom.settings import Settings
-from darkroom.types import FINAL, Began, Cancelled, Event, Failed, Finished, Loading, ModelCard, Params, Progress, Queued, Retrying, WorkerState
+from darkroom.types import FINAL, Began, Cancelled, Event, Failed, Finished, Forecast, Loading, ModelCard, Params, Progress, Queued, Retrying, WorkerState
 from darkroom.worker.wire import Costs, Order, Started
 
 log = structlog.get_logger("worker")
@@ -112,6 +113,11 @@ class LocalWorker:
 
     def backlog_seconds(self) -> float:
         return sum(self._seconds_left(entry) for entry in self._jobs.values())
+
+    def forecast(self, others: Sequence[tuple[str, Params, str, float]] = ()) -> dict[str, Forecast]:
+        mine = [self._ahead(job_id, entry) for job_id, entry in self._jobs.items() if not entry.left]
+        theirs = [self._ahead(job_id, _Entry(params, party, weight)) for job_id, params, party, weight in others]
+        return forecast([*mine, *theirs], self._costs, self._settings.max_rows, self._settings.exact)
 
     def give_up(self) -> None:
         """End every job with a Failed, and take no more: what there is to say when the server shuts down."""
@@ -328,10 +334,23 @@ class LocalWorker:
         return Failed(job_id, "model_unavailable", f"the model could not be loaded: {why}", 503, retry_after=REVIVE_SECONDS)
 
     def _seconds_left(self, entry: _Entry) -> float:
+        ahead = self._ahead("", entry)
+        return self._costs.job_seconds(ahead.key, ahead.rows, ahead.steps)
+
+    def _ahead(self, job_id: str, entry: _Entry) -> Ahead:
         params = entry.params
-        key = BatchKey(params.model, params.height, params.width)
-        steps = params.steps * (1 - float(params.control_strength or 0)) - entry.step
-        return self._costs.job_seconds(key, 2 if params.cfg > 1 else 1, max(round(steps), 0))
+        loras = tuple(LoraKey(lora.name, lora.scale, "") for lora in params.loras)
+        key, rows = BatchKey(params.model, params.height, params.width, loras=loras), 2 if params.cfg > 1 else 1
+        served = entry.step * self._costs.step_seconds(key, rows)
+        waited = max(0.0, time.monotonic() - entry.arrived - served)
+        steps = max(0, _steps_to_run(params) - entry.step)
+        return Ahead(job_id, key, rows, steps, entry.party, entry.weight, waited, begun=entry.step > 0)
+
+
+def _steps_to_run(params: Params) -> int:
+    """As SDXL counts them; SD 3.x may run one more."""
+    control = params.control_strength or 0
+    return 0 if control == 1 else max(1, int(params.steps * (1 - control)))
 
 
 def _shutting_down(job_id: str) -> Failed:

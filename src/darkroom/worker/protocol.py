@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from darkroom.types import Event, Params, WorkerState
+from darkroom.types import Event, Forecast, Params, WorkerState
 
 
 class Worker(Protocol):
@@ -31,6 +31,10 @@ class Worker(Protocol):
 
     def backlog_seconds(self) -> float:
         """Seconds of work that the accepted Jobs still need, by measured step times."""
+
+    def forecast(self, others: Sequence[tuple[str, Params, str, float]] = ()) -> dict[str, Forecast]:
+        """When each Job begins and ends, by id, by measured step times: those that it has and, after them, `others` (job_id,
+        params, party, weight) that it was not given yet, in their order. Their images may be left out of the params."""
 
     def give_up(self) -> None:
         """Take no more Jobs and end those that there are, each with a Failed: the server is about to close."""
