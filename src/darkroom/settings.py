@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     max_rows: int = Field(16, ge=2, description="rows of one forward pass at most (a guided sample takes two)")
     max_queue: int = Field(1000, ge=1, description="jobs that wait or run at once, of which one key may have three quarters; more are answered with 429")
     max_streams: int = Field(2000, ge=1, description="open streams of events at once; more are answered with 429")
+    max_attempts: int = Field(3, ge=1, description="times that a worker may die on a job before the job fails")
     max_concurrent: int = Field(256, ge=1, description="open requests at once; more are answered with 429")
     max_body_bytes: int = Field(20 * 2**20, ge=2**16, description="bytes of a request body at most")
     body_timeout: float = Field(60, gt=0, description="seconds that a request body may take to arrive")

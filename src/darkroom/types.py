@@ -65,26 +65,26 @@ class Queued:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """The Job waits for its model, of which `part` (0 to 1) is in memory."""
+
+    job_id: str
+    part: float
+
+
+@dataclass(frozen=True)
 class Began:
-    """The nets are about to touch the Job for the first time."""
+    """The nets are about to touch the Job for the first time (again after a Retrying). No Queued or Loading comes after it."""
 
     job_id: str
 
 
 @dataclass(frozen=True)
 class Retrying:
-    """A worker died with the Job in its hands, the `attempts`-th time; it is tried again from its start."""
+    """A worker died with the Job in its nets' hands, which makes `attempts` such deaths; it will be tried again."""
 
     job_id: str
     attempts: int
-
-
-@dataclass(frozen=True)
-class Loading:
-    """The Job waits for its model, of which `part` (0 to 1) is in memory."""
-
-    job_id: str
-    part: float
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -44,6 +45,12 @@ class Arrival:
     side: int
     steps: int
     rows: int
+    party: str = ""
+    weight: float = 1.0
+
+    def sample(self, name: str) -> Sample:
+        key = BatchKey("m", self.side, self.side)
+        return Sample(name, Params("m", "p"), key, self.steps, self.rows, self.at, party=self.party, weight=self.weight)
 
 
 @dataclass
@@ -61,15 +68,20 @@ class Run:
         return statistics.mean(self.latency(name) for name in self.ended)
 
 
-def simulate(arrivals: list[Arrival], curve: Curve, cancel: dict[str, float] | None = None, exact: bool = False, learnt: bool = False) -> Run:
-    """Drive the real Scheduler and CostModel in virtual time until everything has ended."""
+def learnt(curve: Curve, arrivals: list[Arrival]) -> CostModel:
+    """Every row count of every size measured."""
     cost = CostModel()
-    if learnt:
-        for side in {a.side for a in arrivals}:
-            for rows in range(1, 17):
-                cost.observe_step(BatchKey("m", side, side), rows, curve(BatchKey("m", side, side), rows))
+    for side in {a.side for a in arrivals}:
+        for rows in range(1, 17):
+            cost.observe_step(BatchKey("m", side, side), rows, curve(BatchKey("m", side, side), rows))
+    return cost
+
+
+def simulate(arrivals: list[Arrival], curve: Curve, cancel: dict[str, float] | None = None, exact: bool = False, known: bool = False) -> Run:
+    """Drive the real Scheduler and CostModel in virtual time until everything has ended."""
+    cost = learnt(curve, arrivals) if known else CostModel()
     scheduler, now = Scheduler(cost, max_rows=16, exact=exact), 0.0
-    samples = {str(i): Sample(str(i), Params("m", "p"), BatchKey("m", a.side, a.side), a.steps, a.rows, a.at) for i, a in enumerate(arrivals)}
+    samples = {str(i): a.sample(str(i)) for i, a in enumerate(arrivals)}
     waiting, run = sorted(samples.values(), key=lambda s: s.arrived), Run({}, [], samples)
     cancels = dict(cancel or {})
     while waiting or len(scheduler):
@@ -120,7 +132,7 @@ def test_every_job_ends_once_and_caps_are_kept(arrivals: list[Arrival], curve: s
 @given(st.lists(arrival, min_size=2, max_size=25), curves)
 def test_nobody_starves(arrivals: list[Arrival], curve: str) -> None:
     """Whatever arrives: from remaining / AGEING seconds of waiting on, only what was in line by then can still go before."""
-    run = simulate(arrivals, CURVES[curve], learnt=True)
+    run = simulate(arrivals, CURVES[curve], known=True)
     dearest = max(CURVES[curve](s.key, 16) for s in run.samples.values())
     for name, sample in run.samples.items():
         own = sample.steps * CURVES[curve](sample.key, sample.rows)
@@ -140,9 +152,9 @@ def test_a_cancelled_job_never_steps_again(arrivals: list[Arrival], cancel: dict
 
 def test_a_batch_grows_where_it_gains_and_only_there() -> None:
     jobs = [Arrival(0, 256, 20, 2) for _ in range(8)]
-    assert max(len(m) for _, m, _ in simulate(jobs, flat, learnt=True).batches) == 8
-    assert max(len(m) for _, m, _ in simulate(jobs, knee, learnt=True).batches) == 3
-    assert max(len(m) for _, m, _ in simulate(jobs, linear, learnt=True).batches) == 1
+    assert max(len(m) for _, m, _ in simulate(jobs, flat, known=True).batches) == 8
+    assert max(len(m) for _, m, _ in simulate(jobs, knee, known=True).batches) == 3
+    assert max(len(m) for _, m, _ in simulate(jobs, linear, known=True).batches) == 1
 
 
 def test_what_gains_is_found_without_being_told() -> None:
@@ -154,19 +166,19 @@ def test_what_gains_is_found_without_being_told() -> None:
 
 
 def test_short_jobs_pass_long_ones_where_batching_gains_nothing() -> None:
-    run = simulate([Arrival(0, 256, 50, 2), Arrival(0.01, 256, 10, 2)], linear, learnt=True)
+    run = simulate([Arrival(0, 256, 50, 2), Arrival(0.01, 256, 10, 2)], linear, known=True)
     assert run.ended["1"] < run.ended["0"]
 
 
 def test_a_long_job_gets_its_turn_under_a_flood_of_short_ones() -> None:
     step = linear(BatchKey("m", 256, 256), 2)
     flood = [Arrival(i * 10 * step, 256, 10, 2) for i in range(400)]
-    run = simulate([Arrival(0, 256, 50, 2), *flood], linear, learnt=True)
+    run = simulate([Arrival(0, 256, 50, 2), *flood], linear, known=True)
     assert run.ended["0"] < 50 * step / AGEING + 60 * step
 
 
 def test_a_blocked_size_does_not_block_another() -> None:
-    run = simulate([Arrival(0, 384, 50, 2)] * 4 + [Arrival(0.01, 128, 10, 1)], linear, learnt=True)
+    run = simulate([Arrival(0, 384, 50, 2)] * 4 + [Arrival(0.01, 128, 10, 1)], linear, known=True)
     assert run.ended["4"] == min(run.ended.values())
 
 
@@ -203,10 +215,81 @@ def test_mean_latency_is_well_below_first_come_first_served() -> None:
     for a, s in zip(arrivals, seconds, strict=True):
         free = max(free, a.at) + s
         waits.append(free - a.at)
-    assert simulate(arrivals, linear, learnt=True).mean() <= 0.7 * statistics.mean(waits)
+    assert simulate(arrivals, linear, known=True).mean() <= 0.7 * statistics.mean(waits)
 
 
-@pytest.mark.parametrize("module", ["scheduler", "cost", "sample", "messages"])
+STEP = linear(BatchKey("m", 256, 256), 2)
+
+
+def given_to(run: Run, party: str, until: float) -> float:
+    """Seconds of machine time that a party got by then, each batch's split by rows."""
+    seconds = 0.0
+    for (start, members, rows), (end, *_) in itertools.pairwise([*run.batches, (max(run.ended.values()), (), 0)]):
+        if start < until:
+            seconds += (end - start) * sum(run.samples[m].rows for m in members if run.samples[m].party == party) / rows
+    return seconds
+
+
+@pytest.mark.parametrize("curve", sorted(CURVES))
+def test_a_flood_of_one_party_holds_up_anothers_job_by_about_a_job(curve: str) -> None:
+    flood = [Arrival(0, 256, 30, 2, "flood") for _ in range(60)]
+    run = simulate([*flood, Arrival(2.0, 256, 30, 2, "one")], CURVES[curve], known=True)
+    job = 30 * CURVES[curve](BatchKey("m", 256, 256), max(rows for _, _, rows in run.batches))
+    assert run.latency("60") <= 2.1 * job  # its own, and what ran when it came
+
+
+@pytest.mark.parametrize("curve", sorted(CURVES))
+@pytest.mark.parametrize("weight", [1.0, 2.0, 0.25])
+def test_flooding_parties_get_time_by_weight(curve: str, weight: float) -> None:
+    run = simulate([Arrival(0, 256, 20, 2, party, w) for _ in range(60) for party, w in (("a", weight), ("b", 1.0))], CURVES[curve], known=True)
+    until = min(max(run.ended[name] for name in run.ended if run.samples[name].party == party) for party in "ab")
+    job = 20 * CURVES[curve](BatchKey("m", 256, 256), 16)
+    assert given_to(run, "a", until) == pytest.approx(weight * given_to(run, "b", until), rel=0.1, abs=2 * job * max(1.0, weight))
+
+
+def test_a_short_job_of_another_party_passes_a_long_one() -> None:
+    run = simulate([Arrival(0, 256, 50, 2, "long"), Arrival(0.01, 256, 10, 2, "short")], linear, known=True)
+    assert run.latency("1") < 11 * STEP + 0.01
+
+
+def test_a_stream_of_new_parties_does_not_starve_an_old_one() -> None:
+    stream = [Arrival(i * 10 * STEP, 256, 10, 2, f"new {i}") for i in range(1500)]
+    run = simulate([Arrival(0, 256, 50, 2, "old"), *stream], linear, known=True)
+    assert run.latency("0") < 60 * STEP / AGEING
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(arrival, st.sampled_from("abc"), st.sampled_from([0.5, 1.0, 4.0])), min_size=1, max_size=25), curves)
+def test_with_any_parties_every_job_ends_once(arrivals: list[tuple[Arrival, str, float]], curve: str) -> None:
+    run = simulate([replace(a, party=party, weight=weight) for a, party, weight in arrivals], CURVES[curve])
+    assert set(run.ended) == set(run.samples)
+
+
+def test_leaving_for_a_moment_earns_nothing_and_nobody_is_kept_for_ever() -> None:
+    scheduler, key = Scheduler(CostModel(), exact=True), BatchKey("m", 256, 256)
+
+    def come(name: str, party: str, steps: int = 10) -> None:
+        scheduler.add(Sample(name, Params("m", "p"), key, steps, 1, 0.0, party=party))
+
+    come("a", "greedy")
+    come("b", "modest", steps=1000)
+    for _ in range(10):
+        batch = scheduler.schedule(0.0)
+        assert batch is not None
+        scheduler.settle(batch, 1.0)
+    assert {s.id for s in scheduler.samples()} == {"b"}
+    come("a again", "greedy")
+    come("c", "fresh", steps=11)
+    batch = scheduler.schedule(0.0)
+    assert batch is not None
+    assert batch.samples[0].id == "c"
+    for i in range(100):  # parties that come and go leave nothing behind
+        come(f"d{i}", f"passing {i}")
+        scheduler.cancel(f"d{i}")
+    assert set(scheduler._parties) == {"greedy", "modest", "fresh"}
+
+
+@pytest.mark.parametrize("module", ["scheduler", "cost", "sample", "messages", "forecast"])
 def test_the_scheduler_imports_no_torch(module: str) -> None:
     code = f"import sys, darkroom.engine.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

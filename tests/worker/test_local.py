@@ -6,19 +6,21 @@ import asyncio
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from darkroom.models.catalogue import resolve
 from darkroom.settings import Settings
-from darkroom.types import Cancelled, Event, Failed, Finished, ModelCard, Params, Progress
+from darkroom.types import FINAL, Began, Cancelled, Event, Failed, Finished, ModelCard, Params, Progress, Retrying
 from darkroom.worker.local import LocalWorker
 
 PARAMS = Params(model="demo-xl", prompt="a cat", steps=10, width=128, height=128, cfg=1.0, seed=3)
@@ -36,13 +38,18 @@ async def working(data_dir: Path, card: ModelCard | None = None, **settings: obj
 
 async def outcome(worker: LocalWorker, name: str, params: Params = PARAMS, kill_at: int | None = None) -> Event:
     """The last event of a job; with kill_at the child is killed when the job reaches that step, however often it does."""
-    event: Event | None = None
-    async with aclosing(worker.submit(name, params)) as events:
+    return (await story(worker, name, params, kill_at))[-1]
+
+
+async def story(worker: LocalWorker, name: str, params: Params = PARAMS, kill_at: int | None = None, attempts: int = 0) -> list[Event]:
+    """All events of a job; kill_at as in `outcome`."""
+    seen: list[Event] = []
+    async with aclosing(worker.submit(name, params, attempts=attempts)) as events:
         async for event in events:
+            seen.append(event)
             if isinstance(event, Progress) and event.step == kill_at:
                 os.kill(child_of(worker), signal.SIGKILL)
-    assert event is not None
-    return event
+    return seen
 
 
 def child_of(worker: LocalWorker) -> int:
@@ -56,6 +63,7 @@ async def test_jobs_end_and_progress_counts(tmp_path: Path) -> None:
         async with aclosing(worker.submit("a", PARAMS)) as events:
             seen = [event async for event in events]
         steps = [event.step for event in seen if isinstance(event, Progress)]
+        assert [type(event) for event in seen].index(Began) < [type(event) for event in seen].index(Progress)
         assert steps == list(range(1, 11))
         assert isinstance(seen[-1], Finished)
         assert len(seen[-1].pixels) == 128 * 128 * 3
@@ -74,6 +82,42 @@ async def test_a_job_that_kills_its_worker_takes_no_other_along(tmp_path: Path) 
         assert ended[0].name == "worker_died"
         assert all(isinstance(event, Finished) for event in ended[1:])
         assert isinstance(await outcome(worker, "after"), Finished)
+
+
+async def test_a_job_is_tried_as_often_as_the_setting_says_and_told_so(tmp_path: Path) -> None:
+    async with working(tmp_path, max_attempts=3) as worker:
+        seen = await story(worker, "killer", replace(PARAMS, steps=50), kill_at=2)
+        turns = [event for event in seen if isinstance(event, (Began, Retrying, *FINAL))]
+        assert turns[:-1] == [Began("killer"), Retrying("killer", 1), Began("killer"), Retrying("killer", 2), Began("killer")]
+        assert isinstance(turns[-1], Failed)
+        assert turns[-1].name == "worker_died"
+        assert "died 3 times" in turns[-1].message
+
+
+async def test_deaths_that_an_earlier_process_saw_count(tmp_path: Path) -> None:
+    async with working(tmp_path, max_attempts=2) as worker:
+        seen = await story(worker, "again", replace(PARAMS, steps=50), kill_at=2, attempts=1)
+        assert isinstance(seen[-1], Failed)
+        assert not any(isinstance(event, Retrying) for event in seen)
+        assert isinstance((await story(worker, "well", attempts=1))[-1], Finished)
+        assert [type(event) for event in await story(worker, "spent", attempts=2)] == [Failed]
+
+
+async def test_one_who_left_does_not_keep_the_other_suspect_from_its_turn(tmp_path: Path) -> None:
+    """Both are in the nets' hands when the child dies, which was stopped before it could hear that one has left."""
+    async with working(tmp_path) as worker:
+        await outcome(worker, "warm")
+        stays = asyncio.ensure_future(outcome(worker, "stays", replace(PARAMS, steps=50)))
+        while not worker._jobs["stays"].step if "stays" in worker._jobs else True:
+            await asyncio.sleep(0.005)
+        async with aclosing(worker.submit("left", replace(PARAMS, steps=10))) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    os.kill(child_of(worker), signal.SIGSTOP)
+                    break
+        assert not stays.done()
+        os.kill(child_of(worker), signal.SIGKILL)
+        assert isinstance(await asyncio.wait_for(stays, 60), Finished)
 
 
 async def test_a_worker_that_dies_once_costs_no_job(tmp_path: Path) -> None:
@@ -159,6 +203,38 @@ async def test_a_broken_checkpoint_is_a_clear_failure_and_not_a_loop(tmp_path: P
         assert event.status == 503
         assert "could not be loaded" in event.message
         assert worker.state().status == "failed"
+
+
+async def test_a_forecast_is_near_what_then_happens(tmp_path: Path) -> None:
+    sizes = [replace(PARAMS, width=side, height=side, cfg=cfg) for side in (128, 192) for cfg in (1.0, 7.0)]
+    load = [replace(sizes[i % 4], steps=(10, 30, 20, 15, 25)[i % 5], seed=i + 1) for i in range(12)]
+    async with working(tmp_path) as worker:
+        await asyncio.gather(*(outcome(worker, f"warm {i}", one) for i, one in enumerate(sizes * 2)))
+        told = worker.forecast([(f"job {i}", one, "", 1.0) for i, one in enumerate(load)])
+        began, took = time.monotonic(), {}
+
+        async def timed(name: str, one: Params) -> None:
+            assert isinstance(await outcome(worker, name, one), Finished)
+            took[name] = time.monotonic() - began
+
+        await asyncio.gather(*(timed(f"job {i}", one) for i, one in enumerate(load)))
+        errors = {name: told[name].finish / took[name] - 1 for name in took}
+        assert set(told) == set(took)
+        assert statistics.median(map(abs, errors.values())) <= 0.25, errors
+
+
+async def test_a_forecast_holds_the_workers_own_jobs_and_others_after_them(tmp_path: Path) -> None:
+    kept = replace(PARAMS, control_strength=Decimal("0.9"), steps=50)  # no image: the steps follow from the strength alone
+    async with working(tmp_path) as worker:
+        await outcome(worker, "warm")
+        async with aclosing(worker.submit("mine", replace(PARAMS, steps=50))) as events:
+            async for event in events:
+                if isinstance(event, Progress) and event.step == 3:
+                    told = worker.forecast([("next", replace(PARAMS, steps=50), "", 1.0), ("kept", kept, "other", 1.0)])
+                    break
+        assert told["mine"].start == 0 < told["mine"].finish <= told["next"].finish
+        assert told["kept"].finish < told["next"].finish
+        assert all(one.start < one.finish for one in told.values())
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])

@@ -7,6 +7,7 @@ import os
 import statistics
 from collections import deque
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -18,6 +19,13 @@ WINDOW = 9  # measurements that a median is taken over: enough to shrug off a hi
 STALE = 1500  # observations of a size after which a row count that was not chosen since is tried again
 FIRST_GUESS = 2e-6  # seconds a row and latent pixel before anything was measured (a small net on a slow CPU)
 HOPE = 0.8  # with one row count measured, more rows are assumed to cost this much of their share, so that they get tried
+
+
+class Costs(Protocol):
+    """What a Scheduler asks and tells of times, in seconds."""
+
+    def step_seconds(self, key: BatchKey, rows: int) -> float: ...
+    def observe_step(self, key: BatchKey, rows: int, seconds: float) -> None: ...
 
 
 class CostModel:
@@ -61,6 +69,11 @@ class CostModel:
     def job_seconds(self, key: BatchKey, rows: int, steps: int) -> float:
         """Expected seconds of machine time for `steps` steps of a Sample alone, and its decode."""
         return steps * self.step_seconds(key, rows) + self.decode_seconds(key)
+
+    @property
+    def known(self) -> int:
+        """How many combinations of size and rows, and how many sizes' decodes, were measured."""
+        return sum(map(len, self._steps.values())) + len(self._decodes)
 
     def table(self) -> dict[str, dict[str, float]]:
         """Medians by size and rows, as stored in the data folder."""
@@ -110,6 +123,25 @@ class CostModel:
             if name == model:
                 shares += [statistics.median(t) / r / (int(height) * int(width) / 64) for r, t in by.items()]
         return max(shares, default=FIRST_GUESS)
+
+
+class Frozen:
+    """What a CostModel expects now, remembered: to ask often costs little, and nothing is learnt."""
+
+    def __init__(self, cost: CostModel):
+        self._cost = cost
+        self._steps: dict[tuple[BatchKey, int], float] = {}
+
+    def step_seconds(self, key: BatchKey, rows: int) -> float:
+        if (key, rows) not in self._steps:
+            self._steps[key, rows] = self._cost.step_seconds(key, rows)
+        return self._steps[key, rows]
+
+    def observe_step(self, key: BatchKey, rows: int, seconds: float) -> None:
+        """Let it be."""
+
+    def decode_seconds(self, key: BatchKey) -> float:
+        return self._cost.decode_seconds(key)
 
 
 def _extrapolated(known: dict[int, float], rows: int) -> float:

@@ -18,7 +18,7 @@ from darkroom.engine.runner import Runner
 from darkroom.engine.sample import Batch, BatchKey, Sample
 from darkroom.engine.scheduler import Scheduler
 from darkroom.errors import DarkroomError
-from darkroom.types import Cancelled, Event, Failed, Finished, Loading, Params, Progress, Queued
+from darkroom.types import Cancelled, Event, Failed, Finished, Loading, Progress, Queued
 
 log = structlog.get_logger("engine")
 
@@ -81,7 +81,7 @@ class Engine:
 
     def _take(self, message: Message) -> None:
         match message:
-            case Submit(job_id, params):
+            case Submit(job_id, params, _, _):
                 self._events.append(Queued(job_id))
                 self._waiting[params.model].append(message)
             case Cancel(job_id):
@@ -104,15 +104,17 @@ class Engine:
                 self.residents.want(model)
             elif not self.residents.holds_back(model):
                 for job in self._waiting.pop(model):
-                    self._guard([job.job_id], lambda job=job: self._admit(job.job_id, job.params))  # type: ignore[misc]
+                    self._guard([job.job_id], lambda job=job: self._admit(job))  # type: ignore[misc]
         if self.residents.waits_for_room:
             self.residents.advance({sample.key.model for sample in (*self.scheduler.samples(), *self._finishing)})
 
-    def _admit(self, job_id: str, params: Params) -> None:
+    def _admit(self, job: Submit) -> None:
+        params = job.params
         runner = self.residents.runner(params.model)
         steps, dtype = len(runner.family.plan(params).table), str(runner.family.dtype).removeprefix("torch.")
         key = BatchKey(params.model, params.height, params.width, dtype, runner.lora_keys(params.loras))
-        sample = Sample(job_id, params, key, steps, 2 if params.cfg > 1 else 1, arrived=self._clock())
+        rows = 2 if params.cfg > 1 else 1
+        sample = Sample(job.job_id, params, key, steps, rows, arrived=self._clock(), party=job.party, weight=job.weight)
         if steps:
             self.scheduler.add(sample)
         elif self._prepare(sample):

@@ -10,10 +10,12 @@ from darkroom.types import Params
 
 @dataclass(frozen=True)
 class Submit:
-    """Make a picture."""
+    """Make a picture, for a party (an API key) that gets machine time by its weight."""
 
     job_id: str
     params: Params
+    party: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

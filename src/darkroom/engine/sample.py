@@ -34,6 +34,7 @@ class Sample:
 
     arrived, started: seconds on the engine's clock. served: seconds of forward passes it took part in.
     alone: shares no batch, because a batch with it has failed before.
+    party: whom it is for; the machine's time is shared between parties, by weight.
     """
 
     id: str
@@ -46,6 +47,8 @@ class Sample:
     started: float | None = None
     served: float = 0.0
     alone: bool = False
+    party: str = ""
+    weight: float = 1.0
     state: Any = field(default=None, repr=False)
 
     @property

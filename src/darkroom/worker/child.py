@@ -20,7 +20,7 @@ from darkroom.errors import DarkroomError
 from darkroom.types import Event, ModelCard, WorkerState
 from darkroom.worker.wire import Costs, Order, Started
 
-COSTS_EVERY = 50  # steps between two reports of the measured costs
+COSTS_EVERY = 25  # steps between two reports of the measured costs; what is measured for the first time is told at once
 BUDGET = 0.8  # of the device's memory for weights, where no budget is set: a picture needs room beside them
 
 
@@ -101,6 +101,7 @@ class _Reporter:
 
     def __init__(self, send: Callable[[Any], None], cost: CostModel, state: Callable[[], WorkerState]):
         self._send, self._cost, self._state, self._steps = send, cost, state, 0
+        self._known = cost.known
         self._last: WorkerState | None = None
 
     def __call__(self, events: list[Event]) -> None:
@@ -113,6 +114,8 @@ class _Reporter:
         self._steps += 1
         if self._steps % COSTS_EVERY == 0:
             self._cost.save()
+        if self._steps % COSTS_EVERY == 0 or self._cost.known != self._known:
+            self._known = self._cost.known
             self._send(Costs(self._cost.table()))
 
 

@@ -1,7 +1,7 @@
 """A Worker in a child process of the gateway. No torch here.
 
-When the child dies, the jobs that its nets had touched are suspects: they are tried once more, each alone in a fresh
-child, so that one that kills its worker takes no other along; then the rest goes on as if nothing had been.
+When the child dies, the jobs that its nets had touched are suspects: they are tried again, each alone in a fresh child, so
+that one that kills its worker takes no other along; then the rest goes on as if nothing had been.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any
 import structlog
 
 from darkroom.engine.cost import CostModel
+from darkroom.engine.forecast import Ahead, forecast
 from darkroom.engine.messages import Cancel, Stop, Submit
-from darkroom.engine.sample import BatchKey
+from darkroom.engine.sample import BatchKey, LoraKey
 from darkroom.models.catalogue import pull_command
 from darkroom.models.loras import LORAS
 from darkroom.settings import Settings
-from darkroom.types import FINAL, Cancelled, Event, Failed, Finished, ModelCard, Params, Progress, WorkerState
+from darkroom.types import FINAL, Began, Cancelled, Event, Failed, Finished, Forecast, Loading, ModelCard, Params, Progress, Queued, Retrying, WorkerState
 from darkroom.worker.wire import Costs, Order, Started
 
 log = structlog.get_logger("worker")
@@ -39,15 +40,18 @@ STOP_SECONDS = 10.0  # that a child has to end by itself
 
 @dataclass
 class _Entry:
-    """A job in the gateway's book: sent to the child or not, touched by its nets or not; left when nobody waits for it."""
+    """A job in the gateway's book: sent to the child or not, touched by its nets or not; left when nobody waits for it.
+    deaths: of a child with this job in its nets' hands."""
 
     params: Params
+    party: str = ""
+    weight: float = 1.0
+    deaths: int = 0
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     arrived: float = field(default_factory=time.monotonic)
     left: bool = False
     sent: bool = False
     touched: bool = False
-    deaths: int = 0
     step: int = 0
 
 
@@ -79,11 +83,11 @@ class LocalWorker:
 
     async def submit(self, job_id: str, params: Params, party: str = "", weight: float = 1.0, attempts: int = 0) -> AsyncIterator[Event]:
         assert job_id not in self._jobs, f"job {job_id} is here already"
-        refusal = self._refusal(job_id, params)
+        refusal = self._refusal(job_id, params, attempts)
         if refusal:
             yield refusal
             return
-        entry = self._jobs[job_id] = _Entry(params)
+        entry = self._jobs[job_id] = _Entry(params, party, weight, attempts)
         self._feed()
         try:
             while True:
@@ -104,14 +108,16 @@ class LocalWorker:
         else:
             self._settle(Cancelled(job_id))
 
-    def forecast(self, others: Sequence[tuple[str, Params, str, float]]) -> dict[str, Any]:
-        return {}
-
     def state(self) -> WorkerState:
         return self._state
 
     def backlog_seconds(self) -> float:
         return sum(self._seconds_left(entry) for entry in self._jobs.values())
+
+    def forecast(self, others: Sequence[tuple[str, Params, str, float]] = ()) -> dict[str, Forecast]:
+        mine = [self._ahead(job_id, entry) for job_id, entry in self._jobs.items() if not entry.left]
+        theirs = [self._ahead(job_id, _Entry(params, party, weight)) for job_id, params, party, weight in others]
+        return forecast([*mine, *theirs], self._costs, self._settings.max_rows, self._settings.exact)
 
     def give_up(self) -> None:
         """End every job with a Failed, and take no more: what there is to say when the server shuts down."""
@@ -173,6 +179,7 @@ class LocalWorker:
         if process is not self._process or self._closing:
             return
         self._process = self._connection = None
+        self._hears = False
         if self._state.status == "failed" and code == 0:  # it said why, and went
             return self._fail(START, self._state.error)
         log.error("the worker ended unexpectedly", code=code, loading=self._state.loading)
@@ -186,15 +193,21 @@ class LocalWorker:
             self._spawn()
 
     def _suspect(self) -> None:
-        """Mark who was in the dead child's hands; who was there when it died alone as well is out, and so is who has left."""
+        """Mark who was in the dead child's hands; who was there too often is out, and so is who has left."""
         for job_id, entry in list(self._jobs.items()):
-            entry.deaths += entry.touched
+            touched = entry.touched
+            entry.deaths += touched
             entry.sent = entry.touched = False
             entry.step = 0
             if entry.left:
                 self._settle(Cancelled(job_id))
-            elif entry.deaths >= 2:
-                self._settle(Failed(job_id, "worker_died", "the worker died twice on this job, the second time with no other job beside it"))
+            elif self._spent(entry.deaths):
+                self._settle(_worker_died(job_id, entry.deaths))
+            elif touched:
+                self._tell(Retrying(job_id, entry.deaths))
+
+    def _spent(self, deaths: int) -> bool:
+        return deaths >= self._settings.max_attempts
 
     def _become(self, state: WorkerState) -> None:
         """Note what the child does; a load (its start counts as one) has `load_timeout` seconds."""
@@ -242,8 +255,7 @@ class LocalWorker:
                 self._become(message)
                 self._feed()
             case Started(job_id):
-                if job_id in self._jobs:
-                    self._jobs[job_id].touched = True
+                self._tell(Began(job_id))
             case Costs(table):
                 self._costs.load(table)
             case _:
@@ -253,8 +265,13 @@ class LocalWorker:
         entry = self._jobs.get(event.job_id)
         if entry is None:
             return
-        if isinstance(event, Progress):
-            entry.step = event.step
+        match event:
+            case Began():
+                entry.touched = True
+            case Progress():
+                entry.step = event.step
+            case Queued() | Loading() if entry.touched:
+                return  # Began is sent at once and overtakes those of the same turn, which are no news any more
         entry.events.put_nowait(event)
 
     def _settle(self, event: Event) -> None:
@@ -278,7 +295,7 @@ class LocalWorker:
             entry = self._jobs[job_id]
             if not entry.sent:
                 entry.sent = True
-                self._send(Submit(job_id, entry.params))
+                self._send(Submit(job_id, entry.params, entry.party, entry.weight))
 
     def _send(self, message: Any) -> None:
         if self._connection is None:
@@ -290,11 +307,13 @@ class LocalWorker:
 
     # answers without a child
 
-    def _refusal(self, job_id: str, params: Params) -> Failed | None:
+    def _refusal(self, job_id: str, params: Params, attempts: int) -> Failed | None:
         card = self._cards.get(params.model)
         assert card is not None, f"this worker does not run {params.model}"
         if self._closing:
             return _shutting_down(job_id)
+        if self._spent(attempts):
+            return _worker_died(job_id, attempts)
         if card.path is None:
             return Failed(job_id, "model_unavailable", self._missing(card), 503, retry_after=60)
         for model in (START, params.model):
@@ -315,11 +334,29 @@ class LocalWorker:
         return Failed(job_id, "model_unavailable", f"the model could not be loaded: {why}", 503, retry_after=REVIVE_SECONDS)
 
     def _seconds_left(self, entry: _Entry) -> float:
+        ahead = self._ahead("", entry)
+        return self._costs.job_seconds(ahead.key, ahead.rows, ahead.steps)
+
+    def _ahead(self, job_id: str, entry: _Entry) -> Ahead:
         params = entry.params
-        key = BatchKey(params.model, params.height, params.width)
-        steps = params.steps * (1 - float(params.control_strength or 0)) - entry.step
-        return self._costs.job_seconds(key, 2 if params.cfg > 1 else 1, max(round(steps), 0))
+        loras = tuple(LoraKey(lora.name, lora.scale, "") for lora in params.loras)
+        key, rows = BatchKey(params.model, params.height, params.width, loras=loras), 2 if params.cfg > 1 else 1
+        served = entry.step * self._costs.step_seconds(key, rows)
+        waited = max(0.0, time.monotonic() - entry.arrived - served)
+        steps = max(0, _steps_to_run(params) - entry.step)
+        return Ahead(job_id, key, rows, steps, entry.party, entry.weight, waited, begun=entry.step > 0)
+
+
+def _steps_to_run(params: Params) -> int:
+    """As SDXL counts them; SD 3.x may run one more."""
+    control = params.control_strength or 0
+    return 0 if control == 1 else max(1, int(params.steps * (1 - control)))
 
 
 def _shutting_down(job_id: str) -> Failed:
     return Failed(job_id, "shutting_down", "the server is shutting down; send the request again", 503, retry_after=5)
+
+
+def _worker_died(job_id: str, deaths: int) -> Failed:
+    times = "once" if deaths == 1 else f"{deaths} times"
+    return Failed(job_id, "worker_died", f"the worker died {times} on this job, as often as a job is tried (setting max_attempts)")
