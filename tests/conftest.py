@@ -79,12 +79,14 @@ def cli(*words: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def start(data_dir: Path, *flags: str, folder: Path | None = None, **environment: str) -> Server:
-    """Start a server (in `folder`) and read its block; fails with its log where none comes."""
+def start(
+    data_dir: Path, *flags: str, folder: Path | None = None, wrap: Callable[[list[str]], list[str]] = list, **environment: str
+) -> Server:  # fmt: skip
+    """Start a server (in `folder`, its command line within another's by `wrap`) and read its block; fails with its log where none comes."""
     log = Path(tempfile.mkstemp(suffix=".log")[1])
     with log.open("w") as errors:
         command = [sys.executable, "-m", "darkroom.cli", "serve", "--port", "0", "--data-dir", str(data_dir), *flags]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment, cwd=folder)
+        process = subprocess.Popen(wrap(command), stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment, cwd=folder)
     assert process.stdout is not None
     block: list[str] = []
     for line in process.stdout:

@@ -209,7 +209,7 @@ async def test_pages_are_newest_first_and_filtered(rows: JobStore) -> None:
     rest = await rows.page("svc-a", 10, before=(first[-1].created_at, first[-1].id))
     assert [one.id for one in first + rest] == [f"job-{i}" for i in (6, 5, 4, 3, 2, 1, 0)]
     assert [one.id for one in await rows.page("svc-a", 9, statuses=["finished"])] == ["job-3"]
-    assert [one.id for one in await rows.page("svc-a", 9, since=1.0, until=1.0)] == ["job-3", "job-2"]
+    assert [one.id for one in await rows.page("svc-a", 9, since=1.0, until=2.0)] == ["job-3", "job-2"]
     assert await rows.page("svc-b", 9) == []
     assert await rows.page("svc-a", 9, model="other") == []
 

@@ -28,7 +28,7 @@ MAX_PAGE = 100
 @router.get("/{service_id}/v1/jobs", include_in_schema=False)
 async def jobs(request: Request) -> dict[str, Any]:
     """Newest first. `limit` (1 to 100), `before` (the `next` of the page before), `status` (several with commas), `model`,
-    `created_after` and `created_before` (ISO 8601)."""
+    `created_after` (at that instant or later) and `created_before` (ISO 8601)."""
     desk = desk_of(request)
     _, service = await desk.enter(request)
     asked = _query(request, {"limit": _limit, "before": _cursor, "status": _statuses, "model": str, "created_after": _instant, "created_before": _instant})

@@ -278,7 +278,7 @@ class JobStore:
         self, service_id: str, limit: int, before: tuple[float, str] | None = None, statuses: Sequence[str] = (), model: str = "",
         since: float | None = None, until: float | None = None,
     ) -> list[Job]:  # fmt: skip
-        """Newest first; `before` is created_at and id of the last one seen."""
+        """Newest first; `before` is created_at and id of the last one seen, `since` is included and `until` is not."""
         query = sa.select(jobs).where(jobs.c.service_id == service_id)
         if before is not None:
             when, id_ = before
@@ -290,7 +290,7 @@ class JobStore:
         if since is not None:
             query = query.where(jobs.c.created_at >= since)
         if until is not None:
-            query = query.where(jobs.c.created_at <= until)
+            query = query.where(jobs.c.created_at < until)
         rows = await self._database.rows(query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit))
         return [_job(row) for row in rows]
 

@@ -1,0 +1,270 @@
+"""Jobs survive what kills processes, fills disks and holds databases. Real processes, killed for real."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import resource
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+import requests
+
+from tests.conftest import Server, start
+from tests.http.sse import told
+from tests.http.test_generate import errors, pixels
+from tests.http.test_jobs import LATER, LONG, cancel, get, running
+from tests.http.test_replies import ended
+from tests.store.conftest import new_database, postgres
+
+__all__ = ["postgres"]
+COUNT = 200
+QUICK = {"prompt": "a red apple on a blue background", "steps": 10, "width": 128, "height": 128, "cfg_scale": 1}
+
+
+def rows(data_dir: Path, query: str) -> list[tuple]:
+    with contextlib.closing(sqlite3.connect(f"file:{data_dir / 'darkroom.sqlite'}?mode=ro", uri=True)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def worker_of(server: Server) -> psutil.Process | None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return next((child for child in psutil.Process(server.process.pid).children() if "darkroom.worker.child" in child.cmdline()), None)
+    return None
+
+
+class Life:
+    """A server that is killed and started again on the same port and folder; `headers` and `host` stay the same."""
+
+    def __init__(self, data_dir: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.data_dir = data_dir
+        self.server = self.begin()
+        self.headers, self.host = self.server.headers(), self.server.host
+
+    def begin(self) -> Server:
+        return start(self.data_dir, "--port", str(self.port), "--model", "demo-xl")
+
+    def again(self) -> None:
+        self.server.process.kill()
+        self.server.process.wait()
+        self.server = self.begin()
+
+    def submit(self, i: int) -> str:
+        """One job, however often it must be asked for; the key makes sure that it is one."""
+        for _ in range(120):
+            with contextlib.suppress(requests.RequestException, ValueError):
+                headers = self.headers | LATER | {"Idempotency-Key": f"job-{i}"}
+                reply = requests.post(f"{self.host}/v1/images/generate", json=QUICK | {"seed": i + 1}, headers=headers, timeout=10)
+                if reply.status_code == 202:
+                    return reply.json()["id"]
+            time.sleep(0.25)
+        raise AssertionError(f"job {i} was never taken")
+
+
+def test_no_accepted_job_is_lost_while_gateway_and_worker_are_killed(tmp_path: Path) -> None:
+    rng, life = random.Random(4), Life(tmp_path / "data")
+    with ThreadPoolExecutor(4) as pool:
+        submitted = pool.map(life.submit, range(COUNT))
+        for kind in ["worker", "gateway", "worker", "both", "gateway", "worker"]:
+            time.sleep(rng.uniform(0.5, 3.0))
+            worker = worker_of(life.server)
+            if kind in ("worker", "both") and worker is not None:
+                worker.kill()
+            if kind in ("gateway", "both"):
+                life.again()
+        ids = list(submitted)
+    assert len(set(ids)) == COUNT
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and rows(life.data_dir, "select count(*) from jobs where status in ('queued', 'running')") != [(0,)]:
+        time.sleep(0.5)
+    how = dict(rows(life.data_dir, "select status, count(*) from jobs group by status"))
+    print("ends:", how)
+    assert set(how) <= {"finished", "failed"}
+    assert sum(how.values()) == COUNT
+    assert how["finished"] >= 0.95 * COUNT
+    assert rows(life.data_dir, "select count(*) from jobs where status = 'failed' and error is null") == [(0,)]
+    assert rows(life.data_dir, "select count(*), count(distinct job_id) from pictures") == [(how["finished"],) * 2]
+    assert rows(life.data_dir, "select count(*) from usage") == [(how["finished"],)]
+    keys = {key for (key,) in rows(life.data_dir, "select key from pictures")}
+    files = {str(file.relative_to(life.data_dir / "pictures")) for file in (life.data_dir / "pictures").rglob("*.png")}
+    assert files == keys
+    for i in rng.sample(range(COUNT), 5):  # the same seed gave the same picture, whoever died over it
+        kept = requests.get(f"{life.host}/v1/jobs/{ids[i]}/image", headers=life.headers, timeout=30)
+        if kept.status_code == 200:
+            fresh = requests.post(
+                f"{life.host}/v1/images/generate", json=QUICK | {"seed": i + 1}, headers=life.headers | {"Cache-Control": "no-cache"}, timeout=60
+            )
+            assert abs(pixels(kept) - pixels(fresh)).max() <= 2
+    life.server.stop()
+
+
+def test_a_server_that_ends_in_good_order_goes_on_where_it_was(tmp_path: Path) -> None:
+    life = Life(tmp_path / "data")
+    jobs = [life.server.generate(headers=LATER, steps=50, width=256, height=256).json()["id"] for _ in range(4)]
+    running(life.server, jobs[0])
+    sync = ThreadPoolExecutor(1).submit(life.server.generate, **LONG)
+    time.sleep(0.5)
+    assert life.server.stop() in (0, -15)  # uvicorn ends by the signal that it was sent, once all is in order
+    assert errors(sync.result(), 503)["name"] == "shutting_down"
+    life.server = life.begin()
+    life.server.key = life.headers["Authorization"].split()[1]
+    assert [ended(life.server, job_id)["status"] for job_id in jobs] == ["finished"] * 4
+    statuses = dict(rows(life.data_dir, "select status, count(*) from jobs group by status"))
+    assert statuses == {"finished": 4, "failed": 1}
+    life.server.stop()
+
+
+def test_a_client_that_hung_on_a_dead_gateway_is_not_worked_for(tmp_path: Path) -> None:
+    life = Life(tmp_path / "data")
+    with ThreadPoolExecutor(1) as pool:
+        sync = pool.submit(life.server.generate, **LONG)
+        while not rows(life.data_dir, "select 1 from jobs"):
+            time.sleep(0.05)
+        life.again()
+        with pytest.raises(requests.RequestException):
+            sync.result()
+    assert rows(life.data_dir, "select status, error_name from jobs") == [("failed", "shutting_down")]
+    life.server.stop()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> tuple[Path, Callable[[list[str]], list[str]]]:
+    """A data folder whose pictures lie on a file system of 400 KB, mounted for the server alone."""
+    data_dir = tmp_path / "data"
+    (data_dir / "pictures").mkdir(parents=True)
+    try:
+        subprocess.run(["unshare", "-rm", "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no file system can be mounted here (unshare -rm)")
+
+    def wrapped(command: list[str]) -> list[str]:
+        mount = f"mount -t tmpfs -o size=400k tmpfs {data_dir / 'pictures'} && exec \"$@\""
+        return ["unshare", "-rm", "sh", "-c", mount, "sh", *command]
+
+    return data_dir, wrapped
+
+
+def test_a_full_disk_fails_its_job_with_the_reason_and_nothing_else(small_disk: Any) -> None:
+    data_dir, wrapped = small_disk
+    server = start(data_dir, wrap=wrapped)
+    try:
+        kept, full = [], None
+        for i in range(40):
+            reply = server.generate(seed=i + 1, width=256, height=256)
+            if reply.status_code != 200:
+                full = reply
+                break
+            kept.append(reply.headers["X-Job-Id"])
+        assert kept
+        assert full is not None
+        assert errors(full, 503)["name"] == "storage_full"
+        assert requests.get(f"{server.host}/healthz", timeout=10).status_code == 200
+        job = ended(server, server.generate(width=256, height=256, headers=LATER).json()["id"])
+        assert (job["status"], job["error"]["name"]) == ("failed", "storage_full")
+        assert rows(data_dir, "select count(*) from usage") == [(len(kept),)]
+        for job_id in kept[:2]:
+            assert requests.delete(f"{server.host}/v1/jobs/{job_id}", headers=server.headers(), timeout=10).status_code == 204
+        pixels(server.generate(width=256, height=256))
+    finally:
+        server.process.kill()
+
+
+def test_a_database_that_is_held_for_5_s_delays_and_loses_nothing(serve: Callable[..., Server]) -> None:
+    server = serve("--model", "demo-xl")
+    pixels(server.generate())
+    holder = sqlite3.connect(server.data_dir / "darkroom.sqlite", isolation_level=None)
+    running_job = server.generate(headers=LATER, **LONG).json()["id"]
+    holder.execute("begin immediate")
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(server.generate), pool.submit(server.generate, headers=LATER), pool.submit(get, server, f"/{running_job}")]
+        time.sleep(5)
+        assert not asked[0].done()
+        assert asked[2].result().status_code == 200  # reading goes on
+        assert requests.get(f"{server.host}/healthz", timeout=5).status_code == 200
+        holder.execute("rollback")
+        pixels(asked[0].result())
+        assert ended(server, asked[1].result().json()["id"])["status"] == "finished"
+    assert ended(server, running_job)["status"] == "finished"
+
+
+def test_a_slow_reader_of_events_holds_nobody_up(serve: Callable[..., Server]) -> None:
+    server = serve("--model", "demo-xl")
+    job_id = server.generate(headers=LATER, preview_every=1, steps=50, n=4).json()["id"]
+    address = urlsplit(server.host)
+    with socket.create_connection((address.hostname, address.port)) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        slow.sendall(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {server.key}\r\n\r\n".encode())
+        for _ in range(3):
+            assert slow.recv(1)
+            with requests.get(f"{server.host}/v1/jobs/{job_id}/events", headers=server.headers(), stream=True, timeout=30) as quick:
+                assert next(told(quick)).event
+            pixels(server.generate())
+            time.sleep(1)
+        assert ended(server, job_id)["status"] == "finished"
+
+
+def test_a_thousand_idle_streams_are_cheap(serve: Callable[..., Server]) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    server = serve("--model", "demo-xl", DARKROOM_KEY_CONCURRENT="1")
+    jobs = [server.generate(headers=LATER, steps=50, width=1024, height=1024).json()["id"] for _ in range(21)]
+    running(server, jobs[0])
+    gateway, address = psutil.Process(server.process.pid), urlsplit(server.host)
+    before = gateway.memory_info().rss
+    streams = []
+    for i in range(1000):
+        stream = socket.create_connection((address.hostname, address.port), timeout=60)
+        request = f"GET /v1/jobs/{jobs[1 + i % 20]}/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {server.key}\r\n\r\n"
+        stream.sendall(request.encode())
+        streams.append(stream)
+    for stream in streams:
+        content = b""
+        while b"event: queued" not in content:
+            got = stream.recv(4096)
+            assert got, content
+            content += got
+    each = gateway.memory_info().rss - before
+    print(f"1000 streams: {each / 1e6:.0f} MB")
+    assert each < 200e6
+    assert get(server, "?limit=1").status_code == 200
+    for job_id in jobs[::-1]:
+        cancel(server, job_id)
+    for stream in streams:
+        content = b""
+        while b"event: cancelled" not in content:
+            got = stream.recv(65536)
+            assert got, content
+            content = content[-100:] + got
+        stream.close()
+
+
+def test_another_gateway_takes_over_what_a_dead_one_held(tmp_path: Path, postgres: Any) -> None:
+    shared = {"DARKROOM_DATABASE_URL": new_database(postgres), "DARKROOM_SHARED_DIR": str(tmp_path / "shared"), "DARKROOM_LEASE_SECONDS": "3"}
+    first = start(tmp_path / "one", "--model", "demo-xl", **shared)
+    second = start(tmp_path / "two", "--model", "demo-xl", **shared)
+    try:
+        second.key = first.key  # a key is good at every gateway
+        jobs = [first.generate(headers=LATER, steps=50, width=256, height=256).json()["id"] for _ in range(12)]
+        running(second, jobs[0])
+        first.process.kill()
+        assert [ended(second, job_id)["status"] for job_id in jobs] == ["finished"] * 12
+        for job_id in jobs[:2]:
+            assert requests.get(f"{second.host}/v1/jobs/{job_id}/image", headers=second.headers(), timeout=30).status_code == 200
+        assert {job["id"] for job in get(second, "?limit=100").json()["data"]} == set(jobs)
+    finally:
+        for one in (first, second):
+            one.process.kill()
+            one.process.wait()
+
