@@ -40,7 +40,8 @@ class Params:
     seed is drawn already (1 to MAX_SEED). image, where there is one, is the init picture as raw RGB of exactly
     height x width x 3 bytes, and control_strength (0 to 1, 1 keeps the picture) goes with it; both None mean text
     to image. The strength is a Decimal, because the number of steps is computed in decimal. loras stand in the order of
-    their names, each once.
+    their names, each once. preview_every asks for a Preview after every so many steps (0: none), and changes nothing of the
+    picture.
     """
 
     model: str

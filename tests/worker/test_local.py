@@ -20,7 +20,7 @@ import pytest
 
 from darkroom.models.catalogue import resolve
 from darkroom.settings import Settings
-from darkroom.types import FINAL, Began, Cancelled, Event, Failed, Finished, ModelCard, Params, Progress, Retrying
+from darkroom.types import FINAL, Began, Cancelled, Event, Failed, Finished, ModelCard, Params, Preview, Progress, Retrying
 from darkroom.worker.local import LocalWorker
 
 PARAMS = Params(model="demo-xl", prompt="a cat", steps=10, width=128, height=128, cfg=1.0, seed=3)
@@ -60,11 +60,12 @@ def child_of(worker: LocalWorker) -> int:
 
 async def test_jobs_end_and_progress_counts(tmp_path: Path) -> None:
     async with working(tmp_path) as worker:
-        async with aclosing(worker.submit("a", PARAMS)) as events:
+        async with aclosing(worker.submit("a", replace(PARAMS, preview_every=4))) as events:
             seen = [event async for event in events]
         steps = [event.step for event in seen if isinstance(event, Progress)]
         assert [type(event) for event in seen].index(Began) < [type(event) for event in seen].index(Progress)
         assert steps == list(range(1, 11))
+        assert [event.step for event in seen if isinstance(event, Preview)] == [4, 8]
         assert isinstance(seen[-1], Finished)
         assert len(seen[-1].pixels) == 128 * 128 * 3
         assert worker.state().status == "ready"

@@ -18,7 +18,7 @@ from darkroom.engine.runner import Runner
 from darkroom.engine.sample import Batch, BatchKey, Sample
 from darkroom.engine.scheduler import Scheduler
 from darkroom.errors import DarkroomError
-from darkroom.types import Cancelled, Event, Failed, Finished, Loading, Progress, Queued
+from darkroom.types import Cancelled, Event, Failed, Finished, Loading, Preview, Progress, Queued
 
 log = structlog.get_logger("engine")
 
@@ -152,8 +152,20 @@ class Engine:
             return self._separate(batch)
         seconds = self._clock() - start
         self._finishing += self.scheduler.settle(batch, seconds)
-        self._events += [Progress(s.id, s.step, s.steps) for s in batch.samples]
+        for sample in batch.samples:
+            self._events.append(Progress(sample.id, sample.step, sample.steps))
+            self._preview(sample)
         return seconds
+
+    def _preview(self, sample: Sample) -> None:
+        """A small picture, where one is due. None comes after the last step: then the picture itself does."""
+        every = sample.params.preview_every
+        if not every or sample.step % every or not sample.remaining:
+            return
+        try:
+            self._events.append(Preview(sample.id, sample.step, self._runner(sample.key).preview(sample)))
+        except Exception as error:  # the picture is worth more than its preview
+            log.warning("a preview could not be made", job=sample.id, error=repr(error))
 
     def _separate(self, batch: Batch) -> float:
         """After a pass that failed: a Sample that was alone is out, the others go on, each alone."""

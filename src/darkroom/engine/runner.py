@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from darkroom.engine import samplers
+from darkroom.engine import preview, samplers
 from darkroom.engine.family import Family, Plan, Text
 from darkroom.engine.hardware import empty_cache
 from darkroom.engine.loras import Loras, LoraSet, laid
@@ -48,6 +48,7 @@ class Runner:
         self._net_bytes = sum(tensor.nbytes for net in family.nets().values() for tensor in (*net.parameters(), *net.buffers()))
         self._loras = Loras(family, lora_folder, max_lora_bytes)
         self._texts: OrderedDict[tuple[str, tuple[LoraKey, ...]], Text] = OrderedDict()
+        self._colours: torch.Tensor | None = None  # the matrix of previews, once one was asked for
 
     def lora_keys(self, loras: Sequence[Lora]) -> tuple[LoraKey, ...]:
         """Which files these LoRAs are now. Raises Invalid for one that is gone."""
@@ -94,6 +95,12 @@ class Runner:
         finite = torch.isfinite(pictures).flatten(1).all(dim=1).tolist()
         pixels = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return [(p * 255).round().astype(np.uint8) if ok else None for p, ok in zip(pixels, finite, strict=True)]
+
+    def preview(self, sample: Sample) -> bytes:
+        """A JPEG of what the picture of a Sample that has stepped would be by now."""
+        if self._colours is None:
+            self._colours = preview.fit(self.family)
+        return preview.to_jpeg(sample.state.denoised, self._colours, sample.params.width, sample.params.height)
 
     def _encode(self, prompt: str, loras: LoraSet, like: Text | None = None) -> Text:
         """Encoded, or from the cache; an empty prompt is the unconditional of `like`."""
