@@ -112,7 +112,9 @@ def test_no_accepted_job_is_lost_while_gateway_and_worker_are_killed(tmp_path: P
 
 def test_a_server_that_ends_in_good_order_goes_on_where_it_was(tmp_path: Path) -> None:
     life = Life(tmp_path / "data")
-    jobs = [life.server.generate(headers=LATER, steps=50, width=256, height=256).json()["id"] for _ in range(4)]
+    jobs = [life.server.generate(headers=LATER, steps=50, width=256, height=256).json()["id"] for _ in range(3)]
+    star = life.server.generate(seed=7)
+    jobs.append(life.server.control(star.content, headers=LATER, steps="50", seed="8").json()["id"])  # its init picture waits with it
     running(life.server, jobs[0])
     sync = ThreadPoolExecutor(1).submit(life.server.generate, **LONG)
     time.sleep(0.5)
@@ -122,7 +124,10 @@ def test_a_server_that_ends_in_good_order_goes_on_where_it_was(tmp_path: Path) -
     life.server.key = life.headers["Authorization"].split()[1]
     assert [ended(life.server, job_id)["status"] for job_id in jobs] == ["finished"] * 4
     statuses = dict(rows(life.data_dir, "select status, count(*) from jobs group by status"))
-    assert statuses == {"finished": 4, "failed": 1}
+    assert statuses == {"finished": 5, "failed": 1}
+    assert rows(life.data_dir, "select count(*) from inputs") == [(0,)]
+    undisturbed = pixels(life.server.control(star.content, steps="50", seed="8"))
+    assert abs(pixels(get(life.server, f"/{jobs[3]}/image")) - undisturbed).max() <= 2
     life.server.stop()
 
 

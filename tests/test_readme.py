@@ -82,11 +82,16 @@ def test_a_job_fails_by_no_other_name_than_those_of_the_table() -> None:
     assert {name for names in used for name in names} == set(FAILURES)
 
 
-def test_the_headers_of_a_picture_are_listed(server: Server) -> None:
-    listed = set(re.findall(r"^\| `([A-Z][\w-]+)` \|", API, re.MULTILINE))
-    assert listed == set(EXPOSED)
+def test_the_headers_of_a_reply_are_listed(server: Server) -> None:
+    table = API[API.index("## Headers of a reply") : API.index("## Errors")]
+    listed = {name.lower() for row in re.findall(r"^\| (`[^|]*`) \|", table, re.MULTILINE) for name in re.findall(r"`([\w-]+)`", row)}
+    assert listed == {name.lower() for name in EXPOSED}
+    limited = {name for name in listed if name.startswith(("ratelimit", "x-ratelimit"))}
+    later = {"x-queue-position", "location", "preference-applied"}
     sent = {name.lower() for name in server.generate(prompt="a zebra").headers}
-    assert {name.lower() for name in listed} - sent == {"retry-after"}
+    assert listed - sent == {"retry-after", "idempotency-replayed"} | limited | later
+    sent = {name.lower() for name in server.generate(headers={"Prefer": "respond-async"}).headers}
+    assert sent >= later - {"x-queue-position"}  # a job that has begun has no place in the queue
 
 
 def test_the_error_of_the_api_page_is_what_the_server_says(server: Server) -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import queue
+import re
+import statistics
+import threading
 import time
+from collections.abc import Callable
+from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import requests
+from standardwebhooks import Webhook
 
 from tests.conftest import Server
 from tests.http.sse import told
@@ -142,6 +150,78 @@ def test_positions_and_times_are_told_while_jobs_wait(server: Server) -> None:
     assert all(0 < job["progress"]["step"] <= job["progress"]["of"] == 30 for job in active)
     for job_id in jobs:
         cancel(server, job_id)
+
+
+def test_a_client_on_the_line_whose_time_is_over_is_told_so(server: Server) -> None:
+    ahead = [server.generate(headers=LATER, **LONG).json()["id"] for _ in range(3)]
+    running(server, ahead[0])
+    assert errors(server.generate(steps=50, width=1024, height=1024, headers={"X-Timeout-Seconds": "0.2"}), 504)["name"] == "deadline_exceeded"
+    assert pixels(server.generate(headers={"X-Timeout-Seconds": "120"})).shape
+    for job_id in ahead:
+        cancel(server, job_id)
+
+
+def test_the_predicted_finish_is_near_what_comes(serve: Callable[..., Server]) -> None:
+    server = serve("--model", "demo-xl")
+    for width, cfg in ((128, 7), (256, 7), (128, 1), (256, 1)):  # what a step costs has to be measured first
+        server.generate(width=width, height=width, cfg_scale=cfg, n=4, steps=20, headers={"Accept": "application/json"})
+    mix = [{"steps": 10 + 5 * (i % 9), "width": (128, 256)[i % 2], "height": (128, 256)[i % 2], "cfg_scale": (7, 1)[i // 2 % 2]} for i in range(24)]
+    ids = [server.generate(headers=LATER, **fields).json()["id"] for fields in mix]
+    shown = {job["id"]: job for job in get(server, "?limit=100").json()["data"]}
+    now = time.time()
+    predicted = {job_id: shown[job_id]["queue"]["seconds_to_finish"] for job_id in ids if shown[job_id]["queue"]}
+    assert len(predicted) > 10
+    errors_of = []
+    for job_id, seconds in predicted.items():
+        actual = datetime.fromisoformat(ended(server, job_id)["ended_at"]).timestamp() - now
+        errors_of.append(abs(seconds - actual) / actual)
+    print(f"median error of the predicted finish: {statistics.median(errors_of):.0%} of {len(errors_of)} jobs")
+    assert statistics.median(errors_of) <= 0.25
+
+
+def test_a_key_that_floods_does_not_push_others_back(server: Server) -> None:
+    flood = [server.generate(headers=LATER, steps=30, width=256, height=256).json()["id"] for _ in range(60)]
+    running(server, flood[0])
+    other = server.cli("key", "create", "--name", "other").stdout.split()[0].removeprefix("key=")
+    assert pixels(server.generate(steps=30, width=256, height=256, headers={"Authorization": f"Bearer {other}"})).shape == (256, 256, 3)
+    jobs = get(server, "?limit=61").json()["data"]
+    before = [job for job in jobs if job["id"] in flood and job["status"] == "finished"]
+    print(f"{len(before)} of 60 were finished before the other key's one")
+    assert len(before) <= 20
+    for job_id in flood:
+        cancel(server, job_id)
+
+
+def test_the_end_of_a_job_is_told_to_its_webhook(serve: Callable[..., Server]) -> None:
+    got: queue.Queue[tuple[dict, bytes]] = queue.Queue()
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.put((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    receiver = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    server = serve("--model", "demo-xl", DARKROOM_WEBHOOK_ALLOW_PRIVATE="true")
+    url = f"http://127.0.0.1:{receiver.server_port}/told"
+    done = server.generate(headers=LATER, webhook_url=url).json()["id"]
+    stopped = server.generate(headers=LATER, webhook_url=url, **LONG).json()["id"]
+    cancel(server, stopped)
+    secret = re.search(r"whsec_\S+", server.cli("webhook", "secret").stdout)
+    assert secret
+    told = {}
+    for _ in range(2):
+        headers, body = got.get(timeout=60)
+        event = Webhook(secret[0]).verify(body, headers)
+        told[event["type"]] = event["data"]
+    assert told["job.finished"]["id"] == done
+    assert told["job.finished"]["images"][0]["url"] == f"/v1/jobs/{done}/image"
+    assert told["job.cancelled"]["id"] == stopped
+    receiver.shutdown()
 
 
 def test_limits_of_a_key_are_told_and_kept(server: Server) -> None:

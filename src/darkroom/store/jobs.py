@@ -113,8 +113,7 @@ class JobStore:
         return Entry(_job(found), joined=True)
 
     async def _put_key(self, connection: AsyncConnection, row: dict[str, Any]) -> bool:
-        insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(idempotency)  # both speak ON CONFLICT, each its own
-        put = insert.values(row).on_conflict_do_nothing().returning(idempotency.c.key)
+        put = _insert(connection, idempotency).values(row).on_conflict_do_nothing().returning(idempotency.c.key)
         return (await connection.execute(put)).first() is not None
 
     async def _full(self, connection: AsyncConnection, job: Job, most: int, most_of_key: int, limits: Limits) -> Full | None:
@@ -164,9 +163,8 @@ class JobStore:
         wait = max(0.0, after - now - MINUTE)
         if not wait and spend:
             full_at = after
-            where = (allowances.c.key_id == job.key_id, allowances.c.name == "pictures")
-            put = allowances.insert().values(key_id=job.key_id, name="pictures", full_at=after)
-            await connection.execute(put if known is None else allowances.update().where(*where).values(full_at=after))
+            put = _insert(connection, allowances).values(key_id=job.key_id, name="pictures", full_at=after)
+            await connection.execute(put.on_conflict_do_update(index_elements=["key_id", "name"], set_={"full_at": after}))
         return Quota("pictures", limit, MINUTE, int((MINUTE - (full_at - now)) / each + 1e-9), full_at - now), wait
 
     # at work
@@ -377,6 +375,11 @@ class JobStore:
         async with self._database.write() as connection:
             await connection.execute(idempotency.delete().where(idempotency.c.created_at < before))
             await connection.execute(gateways.delete().where(gateways.c.seen_at < before))
+
+
+def _insert(connection: AsyncConnection, table: sa.Table) -> Any:
+    """Both databases speak ON CONFLICT, each by its own class."""
+    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
 
 
 def _claimable(owner: str, now: float) -> sa.ColumnElement[bool]:
