@@ -121,7 +121,7 @@ class Jobs:
             yield await self._take(job, key, asked)
 
     def _job(self, key: ApiKey, asked: Asked) -> Job:
-        now = time.time()
+        now = round(time.time(), 6)  # as exactly as it is shown
         return Job(
             f"job-{secrets.token_hex(12)}", key.service_id, key.public_id, replace(asked.params, image=None), Status.QUEUED, now, asked.n,
             asked.attached and not asked.idempotency_key, asked.keep, asked.with_prompt, asked.webhook_url,
