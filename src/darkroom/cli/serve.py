@@ -94,6 +94,9 @@ def _listener(settings: Settings) -> Any:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # connections inherit it; the event loop sets it only on sockets that name their protocol, and without it a reply on a
+    # connection that is kept waits 40 ms for the client's delayed acknowledgement
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((settings.host, settings.port))
     except OSError as error:

@@ -146,8 +146,8 @@ class Jobs:
             error = TooMany(entry.full.what, retry_after=entry.full.retry_after or self.retry_after())
             error.quotas = entry.quotas
             raise error
-        self._outlook.forget()
         if not entry.joined:
+            self._outlook.add(entry.job.id)
             self._runs.poke(job.id, image if job.attached else None)
         return Taken(entry.job, entry.joined, quotas=entry.quotas)
 

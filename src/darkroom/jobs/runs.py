@@ -168,12 +168,15 @@ class Runs:
     # the loops
 
     async def _claiming(self) -> None:
+        cleared = 0.0
         while True:
             self._wake.clear()
             try:
                 if not self._stopping:
                     await self._claim()
-                    await self._clear_lost()
+                    if time.monotonic() - cleared > POLL:
+                        cleared = time.monotonic()
+                        await self._clear_lost()
             except Unavailable as error:
                 log.warning("no jobs could be claimed", error=str(error))
             with contextlib.suppress(TimeoutError):
