@@ -172,21 +172,18 @@ class JobStore:
     async def claim(self, owner: str, now: float, until: float, room: int, room_of_key: int, default: Limits) -> list[Claim]:
         """Take up to `room` waiting jobs, for `until`: whose key has the fewest in hand comes first, then who came first. A lease
         that ran out is as if there were none. Jobs with a client attached are for the gateway that the client speaks to."""
+        weights: dict[str, float] = {}
+        for row in await self._database.rows(_ranked(owner, now, room_of_key)):  # beside the writer: most looks find nothing
+            limits = limits_of(row["limits"]) or default
+            if row["turn"] <= min(room_of_key, limits.concurrent or room_of_key) and len(weights) < room:
+                weights[row["id"]] = limits.weight
+        if not weights:
+            return []
         async with self._database.write() as connection:
-            ranked = (await connection.execute(_ranked(owner, now, room_of_key))).mappings().all()
-            weights: dict[str, float] = {}
-            chosen: list[str] = []
-            for row in ranked:
-                limits = limits_of(row["limits"]) or default
-                if row["turn"] <= min(room_of_key, limits.concurrent or room_of_key) and len(chosen) < room:
-                    chosen.append(row["id"])
-                    weights[row["id"]] = limits.weight
-            if not chosen:
-                return []
-            mine = sa.select(jobs.c.id).where(jobs.c.id.in_(chosen), _claimable(owner, now)).with_for_update(skip_locked=True)
+            mine = sa.select(jobs.c.id).where(jobs.c.id.in_(list(weights)), _claimable(owner, now)).with_for_update(skip_locked=True)
             take = jobs.update().where(jobs.c.id.in_(mine)).values(lease_owner=owner, lease_until=until, status=Status.QUEUED.value).returning(jobs)
             rows = {row["id"]: row for row in (await connection.execute(take)).mappings()}
-            return [Claim(_job(rows[id_]), weights[id_]) for id_ in chosen if id_ in rows]
+            return [Claim(_job(rows[id_]), weight) for id_, weight in weights.items() if id_ in rows]
 
     async def input(self, job_id: str) -> bytes | None:
         """The init picture that was kept with a job, as it was given to `accept`."""
