@@ -58,6 +58,8 @@ async def _serve(settings: Settings, cards: list[ModelCard]) -> None:
     base = settings.public_url.rstrip("/") or here
     structlog.get_logger("serve").info("listening", url=here)
     async with built(settings, cards) as (desk, starting):
+        if not _is_loopback(settings.host) and not await desk.console.sessions.has_password():
+            raise DarkroomError(f"at {settings.host} others can reach the dashboard, so it needs a password first: darkroom password (or DARKROOM_PASSWORD)")
         app = build(desk, starting)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, timeout_keep_alive=30)
         server = _uvicorn(config, lambda: _announce(desk, base, cards), lambda: _give_up(desk))
@@ -104,6 +106,15 @@ def _listener(settings: Settings) -> Any:
     return listener
 
 
+def _is_loopback(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _url(host: str, port: int) -> str:
     """Where a client on this machine finds the server."""
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
@@ -127,6 +138,7 @@ async def _announce(desk: Any, base: str, cards: list[ModelCard]) -> None:
             f"Before its first picture accept the licence of {one.name}: {accept_command(one)}"
             for one in cards if not await desk.licences.is_accepted(one)
         ],
+        f"Dashboard: {base}/{'' if await desk.console.sessions.has_password() else 'sign-in#link=' + await desk.console.sessions.new_link()}",
         f"Documentation of the API: {base}/docs",
     ]  # fmt: skip
     typer.echo("\n".join(lines))

@@ -52,6 +52,7 @@ class Rows(Protocol):
         self, service_id: str, limit: int, before: tuple[float, str] | None = None, statuses: Sequence[str] = (), model: str = "",
         since: float | None = None, until: float | None = None,
     ) -> list[Job]: ...  # fmt: skip
+    async def count_unfinished(self) -> int: ...
     async def like(self, service_id: str, fingerprint: str, with_prompt: bool) -> Job | None: ...
     async def ask_cancel(self, job_id: str, now: float) -> bool: ...
     async def pictures_of(self, job_ids: Sequence[str]) -> list[PictureRow]: ...
@@ -235,6 +236,19 @@ class Jobs:
         if job is None:
             raise NotFound(f"there is no job {job_id[:60]}")
         return job
+
+    async def depth(self) -> int:
+        """Jobs that wait or run, of all services."""
+        return await self._rows.count_unfinished()
+
+    @property
+    def in_hand(self) -> int:
+        """Jobs that this gateway has given to its Worker."""
+        return len(self._runs)
+
+    async def picture_bytes(self) -> int:
+        """What all pictures take on the disk."""
+        return await self._rows.picture_bytes()
 
     async def page(self, service_id: str, limit: int, before: tuple[float, str] | None = None, **filters: Any) -> list[Job]:
         """Newest first."""
