@@ -102,4 +102,5 @@ def _limits(value: Any) -> Limits | None:
     numbers = isinstance(value, dict) and all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in value.values())
     if not numbers or not set(value) <= known or any(name != "weight" and one != int(one) for name, one in value.items()):
         raise ValueError(f"null, or an object with numbers: {', '.join(sorted(known))}")
-    return replace(Limits(), **{name: float(one) if name == "weight" else int(one) for name, one in value.items()})
+    exact: dict[str, Any] = {name: float(one) if name == "weight" else int(one) for name, one in value.items()}
+    return replace(Limits(), **exact)
