@@ -48,15 +48,15 @@ export async function cancel(service: string, id: string): Promise<Job> {
   return body(await client(service).POST("/v1/jobs/{job_id}/cancel", { params: { path: { job_id: id } } as never }));
 }
 
-const ASYNC = { Prefer: "respond-async" };
-
-/** Ask for pictures; with a picture to begin from it is image to image. Comes back at once, with the job. */
-export async function submit(service: string, ask: Ask, image?: Blob): Promise<Job> {
-  if (!image) return body(await client(service).POST("/v1/images/generate", { body: ask as never, headers: ASYNC }));
+/** Ask for pictures; with a picture to begin from it is image to image. Comes back at once, with the job.
+ *  `anew` has them made even where equal ones are here. */
+export async function submit(service: string, ask: Ask, image?: Blob, anew = false): Promise<Job> {
+  const headers = { Prefer: "respond-async", ...(anew ? { "Cache-Control": "no-cache" } : {}) };
+  if (!image) return body(await client(service).POST("/v1/images/generate", { body: ask as never, headers }));
   const form = new FormData();
   for (const [name, value] of Object.entries(ask)) if (value !== undefined) form.set(name, String(value));
   form.set("image", image, "image");
-  return body(await client(service).POST("/v1/images/control", { body: form as never, bodySerializer: (form: unknown) => form as FormData, headers: ASYNC }));
+  return body(await client(service).POST("/v1/images/control", { body: form as never, bodySerializer: (form: unknown) => form as FormData, headers }));
 }
 
 export function imageUrl(service: string, job: string, place = 0): string {
