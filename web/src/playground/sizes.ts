@@ -7,9 +7,9 @@ export interface Preset {
 
 const SHAPES: [name: string, wide: number, high: number][] = [
   ["Square", 1, 1],
-  ["Portrait", 0.8125, 1.1875],
-  ["Landscape", 1.1875, 0.8125],
-  ["Wide", 1.3125, 0.75],
+  ["Tall", 0.8125, 1.1875],
+  ["Wide", 1.1875, 0.8125],
+  ["Wider", 1.3125, 0.75],
   ["Small", 0.5, 0.5],
 ];
 

@@ -1,9 +1,9 @@
 /** The strength of image to image in words. Ours counts what is kept; most tools count what is redrawn, so both are said. */
 
-/** "keeps 35 % of the picture, redraws 65 %" */
+/** "keeps 35 % of the picture, redraws 65 %"; number and sign stay together where a line ends */
 export function strengthInWords(control: number): string {
   const kept = Math.round(control * 100);
-  return `keeps ${kept} % of the picture, redraws ${100 - kept} %`;
+  return `keeps ${kept}\u00a0% of the picture, redraws ${100 - kept}\u00a0%`;
 }
 
 /** How many of the steps run: SDXL floors what is left, SD 3.x floors what is left out. Rounded first, for binary fractions. */

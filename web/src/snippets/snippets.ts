@@ -88,12 +88,11 @@ function javascript(shape: Shape): string {
 }
 
 function cli(shape: Shape): string {
-  const options = fieldsOf(shape).filter(([name]) => name !== "prompt").map(([name, value]) => `  --${name.replaceAll("_", "-")} ${quoted(String(value))}`);
-  // a prompt that begins with a dash would be taken for an option
-  const prompt = shape.ask.prompt.startsWith("-") ? `-- ${quoted(shape.ask.prompt)}` : quoted(shape.ask.prompt);
-  const positional = shape.image ? `${quoted(shape.image)} ${prompt}` : prompt;
-  const verb = shape.image ? "edit" : "generate";
-  return prompt.startsWith("--")
-    ? [`darkroom ${verb}`, ...options, "  -o picture.png", `  ${positional.replace(/^(\S+ )?-- /, "-- $1")}`].join(" \\\n")
-    : [`darkroom ${verb} ${positional}`, ...options, "  -o picture.png"].join(" \\\n");
+  const { ask, image } = shape;
+  const options = [...fieldsOf(shape).filter(([name]) => name !== "prompt").map(([name, value]) => `  --${name.replaceAll("_", "-")} ${quoted(String(value))}`), "  -o picture.png"];
+  const verb = `darkroom ${image ? "edit" : "generate"}`;
+  const words = [...(image ? [quoted(image)] : []), quoted(ask.prompt)].join(" ");
+  // a prompt that begins with a dash would be taken for an option, unless it comes after `--`
+  const lines = ask.prompt.startsWith("-") ? [verb, ...options, `  -- ${words}`] : [`${verb} ${words}`, ...options];
+  return lines.join(" \\\n");
 }

@@ -11,9 +11,9 @@ export function bytes(count: number): string {
   return `${unit === 0 || size >= 100 ? Math.round(size) : size.toFixed(1)} ${units[unit]}`;
 }
 
-/** "0.4 s", "12 s", "3 min 5 s", "2 h 10 min". */
+/** "0.4 s", "3 s", "12 s", "3 min 5 s", "2 h 10 min". */
 export function seconds(time: number): string {
-  if (time < 10) return `${time.toFixed(1)} s`;
+  if (time < 10) return `${Number.isInteger(time) ? time : time.toFixed(1)} s`;
   const whole = Math.round(time);
   if (whole < 60) return `${whole} s`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
