@@ -98,12 +98,24 @@ function pass(incoming: IncomingMessage, outgoing: ServerResponse) {
   incoming.pipe(upstream);
 }
 
+const POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self'; script-src 'self'; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'";
+
 export function fakeConsole(): Plugin {
   return {
     name: "fake-console",
     configureServer(server) {
       server.middlewares.use((incoming, outgoing, next) => {
         const path = incoming.url ?? "";
+        if (path.startsWith("/console/")) void answer(incoming, outgoing);
+        else if (/^\/svc-[^/]+\/v1\//.test(path)) pass(incoming, outgoing);
+        else next();
+      });
+    },
+    // the built pages, under the policy that the server sends with them
+    configurePreviewServer(server) {
+      server.middlewares.use((incoming, outgoing, next) => {
+        const path = incoming.url ?? "";
+        outgoing.setHeader("Content-Security-Policy", POLICY);
         if (path.startsWith("/console/")) void answer(incoming, outgoing);
         else if (/^\/svc-[^/]+\/v1\//.test(path)) pass(incoming, outgoing);
         else next();

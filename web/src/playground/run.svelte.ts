@@ -28,6 +28,7 @@ export class Run {
     readonly start: Blob | undefined,
     private readonly ended: () => void,
   ) {
+    this.status = job.status; // one that has ended already ends for nobody
     this.take(job);
   }
 
