@@ -113,12 +113,14 @@ export class Run {
     this.listen();
   }
 
+  /** At once while it waits, else at the next step: until then it is `cancelling`. */
   async stop() {
     this.cancelling = true;
     try {
       this.take(await cancel(this.service, this.id));
-    } finally {
+    } catch (error) {
       this.cancelling = false;
+      throw error;
     }
   }
 
