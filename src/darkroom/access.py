@@ -22,6 +22,7 @@ from darkroom.types import ApiKey, Limits, Service
 
 ALPHABET = "23456789abcdefghijkmnpqrstuvwxyz"  # without 0, 1, l and o, which people misread
 KEY = re.compile(r"dk_([a-z0-9]{12})_([A-Za-z0-9_-]{43})_([0-9a-f]{8})")
+CONSOLE = "console"  # role of the keys that the dashboard uses itself
 SAVE_USES = 20.0  # seconds between two writes of "last used": a write a request would be the dearest part of a small one
 
 
@@ -31,6 +32,7 @@ class Rows(Protocol):
     async def add_service(self, service: Service) -> None: ...
     async def services(self) -> list[Service]: ...
     async def set_models(self, service_id: str, models: tuple[str, ...]) -> None: ...
+    async def set_name(self, service_id: str, name: str) -> None: ...
     async def add_key(self, key: ApiKey, hashed: bytes) -> None: ...
     async def keys(self, service_id: str | None = None) -> list[ApiKey]: ...
     async def find_key(self, public_id: str) -> tuple[ApiKey, bytes] | None: ...
@@ -98,8 +100,27 @@ class Access:
         await self._rows.add_key(key, self._hash(text))
         return key, text
 
+    async def console_key(self, service_id: str) -> ApiKey:
+        """The key in whose name the dashboard makes pictures of a service; nobody knows its text. Raises NotFound."""
+        service = await self.service(service_id)
+        for key in await self._rows.keys(service.id):
+            if key.role == CONSOLE and key.revoked_at is None:
+                return key
+        public_id = "".join(secrets.choice(ALPHABET) for _ in range(12))
+        key = ApiKey(public_id, service.id, "dashboard", "", "operator", CONSOLE, ("images",), time.time())
+        await self._rows.add_key(key, secrets.token_bytes(32))
+        return key
+
+    async def rename(self, service_id: str, name: str) -> Service:
+        """Raises NotFound or Invalid."""
+        _check_name(name)
+        await self.service(service_id)
+        await self._rows.set_name(service_id, name)
+        return await self.service(service_id)
+
     async def keys(self, service_id: str | None = None) -> list[ApiKey]:
-        return await self._rows.keys(service_id)
+        """Those that people have, oldest first."""
+        return [key for key in await self._rows.keys(service_id) if key.role != CONSOLE]
 
     async def revoke(self, public_id: str) -> None:
         """Raises NotFound for an unknown key or one that was revoked before."""

@@ -21,6 +21,7 @@ from typing import Any
 from darkroom.access import Access
 from darkroom.errors import DarkroomError, Unavailable
 from darkroom.licences import Licences
+from darkroom.sessions import Sessions
 from darkroom.types import Limits, ModelCard
 from darkroom.webhooks import Webhooks
 
@@ -63,9 +64,9 @@ def owning(data_dir: Path) -> Iterator[None]:
 class Calls:
     """The calls by name; arguments and answers are JSON."""
 
-    def __init__(self, access: Access, licences: Licences, webhooks: Webhooks, cards: Callable[[str], ModelCard]):
+    def __init__(self, access: Access, licences: Licences, webhooks: Webhooks, sessions: Sessions, cards: Callable[[str], ModelCard]):
         """cards: from the name of a model to its card."""
-        self._access, self._licences, self._webhooks, self._cards = access, licences, webhooks, cards
+        self._access, self._licences, self._webhooks, self._sessions, self._cards = access, licences, webhooks, sessions, cards
 
     async def answer(self, call: str, arguments: dict[str, Any]) -> Any:
         """Raises DarkroomError."""
@@ -88,6 +89,11 @@ class Calls:
                 limits = arguments["limits"] and Limits(**arguments["limits"])
                 await self._access.set_limits(arguments["public_id"], limits)
                 return {"public_id": arguments["public_id"], "limits": limits and asdict(limits)}
+            case "link":
+                return {"link": await self._sessions.new_link()}
+            case "password":
+                await self._sessions.set_password(arguments["password"])
+                return {"set": True}
             case "licence accept":
                 return asdict(await self._licences.accept(self._cards(arguments["model"])))
             case "licence show":

@@ -43,6 +43,15 @@ def converted(png: bytes, kind: str, quality: int) -> bytes:
     return out.getvalue()
 
 
+def thumbnail(png: bytes, side: int) -> bytes:
+    """A picture of ours as a small WebP, its longer side at most `side` pixels."""
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        image.save(out, "WEBP", quality=80)
+    return out.getvalue()
+
+
 def described(params: Params, steps_run: int | None, with_prompt: bool = True) -> dict[str, Any]:
     """The parameters of a picture as JSON; strength in both senses, ours and diffusers'."""
     text = {"prompt": params.prompt, "negative_prompt": params.negative_prompt} if with_prompt else {}

@@ -270,7 +270,8 @@ class ApiKey:
 
 @dataclass(frozen=True)
 class PictureRow:
-    """One picture file with its parameters, apart from the Job that made it. `key` names the file in the Gallery."""
+    """One picture file with its parameters, apart from the Job that made it. `key` names the file in the Gallery. words: the
+    beginning of its prompt in small letters, for who searches."""
 
     id: str
     job_id: str
@@ -283,6 +284,41 @@ class PictureRow:
     parameters: dict
     created_at: float
     place: int = 0  # among the pictures of its Job
+    model: str = ""
+    key_id: str = ""
+    seed: int = 0
+    words: str = ""
+    starred: bool = False
+
+
+@dataclass(frozen=True)
+class Session:
+    """A person signed in to the dashboard. csrf is what unsafe calls must repeat in a header."""
+
+    id: str
+    csrf: str
+    agent: str
+    created_at: float
+    last_seen_at: float
+    expires_at: float
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request to the API, for the log. body: its fields without pictures, where they may be kept."""
+
+    id: str
+    at: float
+    service_id: str
+    key_id: str
+    method: str
+    route: str
+    status: int
+    ms: float
+    model: str = ""
+    job_id: str | None = None
+    error: str | None = None
+    body: dict | None = None
 
 
 @dataclass(frozen=True)

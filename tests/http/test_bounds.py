@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import shutil
 import socket
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,18 +112,17 @@ def test_a_body_that_comes_too_slowly_is_a_408_and_the_server_goes_on(serve: Cal
 
 def test_a_fault_of_ours_is_a_500_without_trace_or_path(serve: Callable[..., Server]) -> None:
     server = serve()
-    pictures = server.data_dir / "pictures"
-    shutil.rmtree(pictures, ignore_errors=True)
-    pictures.write_text("where a folder should be")
+    with contextlib.closing(sqlite3.connect(server.data_dir / "darkroom.sqlite")) as connection:
+        connection.execute("drop table usage")
     reply = server.generate()
     body = errors(reply, 500)
     assert body["name"] == "server_error"
     assert str(server.data_dir) not in reply.text
     assert "Traceback" not in reply.text
     assert server.logged(f"id={body['id']}")
-    assert server.logged("NotADirectoryError")
-    pictures.unlink()
-    pixels(server.generate())
+    assert server.logged("no such table")
+    job = requests.get(f"{server.host}/v1/jobs?limit=1", headers=server.headers(), timeout=30).json()["data"][0]
+    assert (job["status"], job["error"]["name"]) == ("failed", "server_error")
 
 
 def test_settings_of_a_file_reach_the_routes(serve: Callable[..., Server], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from darkroom import __version__
 from darkroom.cli.access import key_app, service_app
+from darkroom.cli.console import link, password
 from darkroom.cli.doctor import doctor
 from darkroom.cli.models import models_app
 from darkroom.cli.pictures import edit, generate
@@ -20,7 +21,7 @@ app.add_typer(service_app, name="service")
 app.add_typer(key_app, name="key")
 app.add_typer(models_app, name="models")
 app.add_typer(webhook_app, name="webhook")
-for command in (serve, generate, edit, doctor):
+for command in (serve, generate, edit, doctor, link, password):
     app.command()(command)
 
 

@@ -29,6 +29,7 @@ class Opened:
     access: Any
     licences: Any
     webhooks: Any
+    sessions: Any
 
 
 def card_of(name: str, settings: Settings) -> ModelCard:
@@ -72,12 +73,17 @@ def _brought(card: ModelCard, settings: Settings) -> ModelCard:
 async def built(settings: Settings, cards: Sequence[ModelCard]) -> AsyncIterator[tuple[Any, Callable[[], Any]]]:
     """Everything that routes need, joined; the second value starts and ends the Worker and the admin socket."""
     from darkroom.admin import Calls, listening
+    from darkroom.album import Album
     from darkroom.gallery.local import LocalGallery
-    from darkroom.http.desk import Desk
+    from darkroom.http.desk import Console, Desk
     from darkroom.jobs import Jobs, Runs, Watches
     from darkroom.jobs.jobs import Keeping
     from darkroom.jobs.outlook import Outlook
+    from darkroom.journal import Journal
+    from darkroom.pulls import Pulls
+    from darkroom.store.calls import CallStore
     from darkroom.store.jobs import JobStore
+    from darkroom.store.pictures import PictureStore
     from darkroom.worker.local import LocalWorker
 
     async with opened(settings) as rows:
@@ -95,15 +101,17 @@ async def built(settings: Settings, cards: Sequence[ModelCard]) -> AsyncIterator
         outlook = Outlook(store, worker, limits, settings.max_queue)
         versions = {card.name: version_of(card, settings) for card in cards}
         jobs = Jobs(store, gallery, runs, watches, outlook, settings.max_queue, limits, Keeping(settings.keep_days, settings.keep_gb * 1e9), versions)
+        call_rows = CallStore(rows.database)
+        journal = Journal(call_rows)
         await runs.recover()
         # a model that is served by its path is known to its operator, and to clients, by its name
-        calls = Calls(rows.access, rows.licences, rows.webhooks, lambda name: served.get(name) or card_of(name, settings))
+        calls = Calls(rows.access, rows.licences, rows.webhooks, rows.sessions, lambda name: served.get(name) or card_of(name, settings))
 
         @asynccontextmanager
         async def starting() -> AsyncIterator[None]:
             await worker.start()
             try:
-                async with listening(settings.data_dir, calls), running(rows.webhooks.run()), running(jobs.run()), running(runs.run()):
+                async with listening(settings.data_dir, calls), running(rows.webhooks.run()), running(jobs.run()), running(runs.run()), running(journal.run()):
                     try:
                         yield
                     finally:
@@ -113,7 +121,19 @@ async def built(settings: Settings, cards: Sequence[ModelCard]) -> AsyncIterator
             finally:
                 await worker.close()
 
-        yield Desk(settings, served, rows.access, rows.licences, jobs, worker), starting
+        album = Album(PictureStore(rows.database), gallery, LocalGallery(shared_dir(settings) / "thumbnails"))
+        console = Console(rows.sessions, album, call_rows, journal, Pulls(settings.data_dir))
+        yield Desk(settings, served, rows.access, rows.licences, jobs, worker, console), starting
+
+
+def given_password(settings: Settings) -> str:
+    """The password that stands in the settings or in their file; empty where none does. Raises DarkroomError."""
+    if settings.password_file is None:
+        return settings.password
+    try:
+        return settings.password_file.read_text().strip()
+    except OSError as error:
+        raise DarkroomError(f"password_file {settings.password_file} cannot be read: {error.strerror}") from error
 
 
 def shared_dir(settings: Settings) -> Path:
@@ -177,9 +197,11 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
     from darkroom.admin import make_data_dir
     from darkroom.licences import Licences
     from darkroom.outgoing import Outgoing
+    from darkroom.sessions import Sessions
     from darkroom.store.access import AccessStore
     from darkroom.store.database import Database
     from darkroom.store.licences import LicenceStore
+    from darkroom.store.sessions import SessionStore
     from darkroom.store.webhooks import WebhookStore
     from darkroom.webhooks import Webhooks
 
@@ -190,7 +212,7 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
         await database.open()
         access, licences = Access(AccessStore(database), read_pepper(shared_dir(settings))), Licences(LicenceStore(database))
         webhooks = Webhooks(WebhookStore(database), Outgoing(settings.webhook_allow_private))
-        yield Opened(database, access, licences, webhooks)
+        yield Opened(database, access, licences, webhooks, Sessions(SessionStore(database), given_password(settings)))
         await access.close()
     finally:
         await database.close()
@@ -215,4 +237,4 @@ async def _call_rows(settings: Settings, name: str, arguments: dict[str, Any]) -
         rows.access.serve(tuple(card.name for card in cards_of(settings)))
         if not await rows.access.services():
             await rows.access.create_service("default")
-        return await Calls(rows.access, rows.licences, rows.webhooks, lambda model: card_of(model, settings)).answer(name, arguments)
+        return await Calls(rows.access, rows.licences, rows.webhooks, rows.sessions, lambda model: card_of(model, settings)).answer(name, arguments)

@@ -58,6 +58,8 @@ async def _serve(settings: Settings, cards: list[ModelCard]) -> None:
     base = settings.public_url.rstrip("/") or here
     structlog.get_logger("serve").info("listening", url=here)
     async with built(settings, cards) as (desk, starting):
+        if not _is_loopback(settings.host) and not await desk.console.sessions.has_password():
+            raise DarkroomError(f"at {settings.host} others can reach the dashboard, so it needs a password first: darkroom password (or DARKROOM_PASSWORD)")
         app = build(desk, starting)
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, timeout_keep_alive=30)
         server = _uvicorn(config, lambda: _announce(desk, base, cards), lambda: _give_up(desk))
@@ -94,11 +96,23 @@ def _listener(settings: Settings) -> Any:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # connections inherit it; the event loop sets it only on sockets that name their protocol, and without it a reply on a
+    # connection that is kept waits 40 ms for the client's delayed acknowledgement
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((settings.host, settings.port))
     except OSError as error:
         raise DarkroomError(f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); choose another with --port") from error
     return listener
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _url(host: str, port: int) -> str:
@@ -124,6 +138,7 @@ async def _announce(desk: Any, base: str, cards: list[ModelCard]) -> None:
             f"Before its first picture accept the licence of {one.name}: {accept_command(one)}"
             for one in cards if not await desk.licences.is_accepted(one)
         ],
+        f"Dashboard: {base}/{'' if await desk.console.sessions.has_password() else 'sign-in#link=' + await desk.console.sessions.new_link()}",
         f"Documentation of the API: {base}/docs",
     ]  # fmt: skip
     typer.echo("\n".join(lines))

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from darkroom.engine.cost import CostModel
-from darkroom.engine.messages import Cancel, Loaded, LoadFailed, LoadPart, Message, Stop, Submit
+from darkroom.engine.messages import Cancel, Load, Loaded, LoadFailed, LoadPart, Message, Stop, Submit, Unload
 from darkroom.engine.residents import RETRY_SECONDS, Residents
 from darkroom.engine.runner import Runner
 from darkroom.engine.sample import Batch, BatchKey, Sample
@@ -86,6 +86,10 @@ class Engine:
                 self._waiting[params.model].append(message)
             case Cancel(job_id):
                 self._cancel(job_id)
+            case Load(model):
+                self.residents.want(model)
+            case Unload(model):
+                self.residents.unload(model, self._busy_models() | {name for name, jobs in self._waiting.items() if jobs})
             case LoadPart(model, part):
                 self._events += [Loading(job.job_id, part) for job in self._waiting[model]]
             case Loaded():
@@ -106,7 +110,10 @@ class Engine:
                 for job in self._waiting.pop(model):
                     self._guard([job.job_id], lambda job=job: self._admit(job))  # type: ignore[misc]
         if self.residents.waits_for_room:
-            self.residents.advance({sample.key.model for sample in (*self.scheduler.samples(), *self._finishing)})
+            self.residents.advance(self._busy_models())
+
+    def _busy_models(self) -> set[str]:
+        return {sample.key.model for sample in (*self.scheduler.samples(), *self._finishing)}
 
     def _admit(self, job: Submit) -> None:
         params = job.params

@@ -1,4 +1,4 @@
-"""What may be put into an Engine's inbox. No torch, so that the gateway can write the first three."""
+"""What may be put into an Engine's inbox. No torch, so that the gateway can write the first five."""
 
 from __future__ import annotations
 
@@ -31,6 +31,20 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Bring a model into memory, though no job asks for it yet."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Let go of a model, once no job needs it; one that is asked for meanwhile stays."""
+
+    model: str
+
+
+@dataclass(frozen=True)
 class LoadPart:
     """A model is on its way into memory: `part` of it (0 to 1) is there."""
 
@@ -55,4 +69,4 @@ class LoadFailed:
     why: str
 
 
-Message = Submit | Cancel | Stop | LoadPart | Loaded | LoadFailed
+Message = Submit | Cancel | Stop | Load | Unload | LoadPart | Loaded | LoadFailed

@@ -112,6 +112,11 @@ class Residents:
         if model != self.loading:
             self._wanted.pop(model, None)
 
+    def unload(self, model: str, busy: Collection[str]) -> None:
+        """Let go of a model that is in memory and not in `busy`; any other is let be."""
+        if model in self._here and model not in busy:
+            self._here.pop(model).runner.release()
+
     def holds_back(self, model: str) -> bool:
         """Whether newcomers of a model in memory must wait: another has waited long enough for its room."""
         overdue = (name for name, since in self._wanted.items() if self._clock() - since > self._patience(name))

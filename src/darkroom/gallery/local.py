@@ -31,6 +31,7 @@ class LocalGallery:
         return key
 
     def get(self, key: str) -> bytes:
+        """Raises FileNotFoundError."""
         return (self._root / key).read_bytes()
 
     def delete(self, key: str) -> None:

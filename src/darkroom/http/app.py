@@ -22,9 +22,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darkroom import __version__
 from darkroom.errors import DarkroomError, TooMany
-from darkroom.http import given, jobs, models
+from darkroom.http import console, given, jobs, models, pages
 from darkroom.http.desk import Desk
 from darkroom.http.replies import RATE_HEADERS, quota_headers
+from darkroom.types import Call
 
 log = structlog.get_logger("http")
 
@@ -48,7 +49,9 @@ def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
     app.include_router(given.router)
     app.include_router(jobs.router)
     app.include_router(models.router)
+    app.include_router(console.router)
     _documentation(app)
+    pages.mount(app)
     app.add_exception_handler(DarkroomError, _darkroom_error)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
     app.add_exception_handler(given.ClientLeft, _client_left)
@@ -57,9 +60,9 @@ def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
     origins = desk.settings.cors_origins
     bounded = _Bounded(_Faults(app), desk.settings.max_concurrent, desk.settings.max_streams, desk.jobs.retry_after)
     cors = CORSMiddleware(
-        bounded, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"], expose_headers=EXPOSED, max_age=600
+        bounded, allow_origins=origins, allow_methods=["GET", "POST", "PATCH", "DELETE"], allow_headers=["*"], expose_headers=EXPOSED, max_age=600
     )
-    return _Requests(cors)
+    return _Requests(cors, desk.console.journal.note)
 
 
 class _Bounded:
@@ -89,8 +92,8 @@ class _Bounded:
 class _Requests:
     """Outermost: gives every reply its X-Request-Id, and writes the log."""
 
-    def __init__(self, app: ASGIApp):
-        self._app = app
+    def __init__(self, app: ASGIApp, note: Callable[[Call], None]):
+        self._app, self._note = app, note
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -113,6 +116,18 @@ class _Requests:
             key = scope["state"].get("key_id", "")
             ms = round((time.perf_counter() - start) * 1000)
             log.info("request", id=request_id, method=scope["method"], path=scope["path"], status=shown, key=key, ms=ms)
+            if scope["state"].get("service_id"):
+                self._note(_call(scope, shown, ms))
+
+
+def _call(scope: Scope, status: int, ms: float) -> Call:
+    """A request as the log keeps it; what the routes know of it stands in its state."""
+    state = scope["state"]
+    route = scope["route"].path.removeprefix("/{service_id}") if "route" in scope else scope["path"][:200]
+    return Call(
+        state["request_id"], time.time() - ms / 1000, state["service_id"], state.get("key_id", ""), scope["method"], route, status, ms,
+        state.get("model", ""), state.get("job_id"), state.get("error"), state.get("body"),
+    )  # fmt: skip
 
 
 class _Faults:
@@ -136,6 +151,7 @@ def _shape(request_id: str, status: int, name: str, lines: list[str], headers: d
 
 
 async def _darkroom_error(request: Request, error: DarkroomError) -> JSONResponse:
+    request.state.error = f"{error.name}: {error}"[:1000]
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
     if error.status == 408:  # what still trickles in would otherwise be taken for the next request's body
         headers["Connection"] = "close"
@@ -147,6 +163,7 @@ async def _darkroom_error(request: Request, error: DarkroomError) -> JSONRespons
 
 
 async def _fault(request: Request, error: Exception) -> JSONResponse:
+    request.state.error = f"{DarkroomError.name}: {type(error).__name__}"
     return _shape(request.state.request_id, 500, DarkroomError.name, ["the server failed; its log has the reason under this id"])
 
 

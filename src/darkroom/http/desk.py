@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -11,14 +12,33 @@ from typing import Any
 from fastapi import Request
 
 from darkroom.access import Access
+from darkroom.album import Album
 from darkroom.checks import Wrong
-from darkroom.errors import TooLarge, TooSlow
+from darkroom.errors import Forbidden, TooLarge, TooSlow, Unauthorized
 from darkroom.jobs import Jobs
+from darkroom.journal import Journal
 from darkroom.licences import Licences
 from darkroom.outgoing import check_url
+from darkroom.pulls import Pulls
+from darkroom.sessions import Sessions
 from darkroom.settings import Settings
-from darkroom.types import ApiKey, ModelCard, Service
+from darkroom.store.calls import CallStore
+from darkroom.types import ApiKey, ModelCard, Service, Session
 from darkroom.worker.protocol import Worker
+
+COOKIE = "darkroom_session"
+SAFE = ("GET", "HEAD", "OPTIONS")
+
+
+@dataclass(frozen=True)
+class Console:
+    """What only the dashboard's pages need."""
+
+    sessions: Sessions
+    album: Album
+    calls: CallStore
+    journal: Journal
+    pulls: Pulls
 
 
 @dataclass(frozen=True)
@@ -31,13 +51,39 @@ class Desk:
     licences: Licences
     jobs: Jobs
     worker: Worker
+    console: Console
 
     async def enter(self, request: Request) -> tuple[ApiKey, Service]:
-        """The caller's key and service; see `Access.enter` for the errors."""
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        key, service = await self.access.enter(token.strip() if scheme.lower() == "bearer" else None, request.path_params.get("service_id"))
-        request.state.key_id = key.public_id
+        """The caller's key and service; see `Access.enter` for the errors. A person who is signed in to the dashboard comes in by
+        the dashboard's own key of the service in the address."""
+        service_id = request.path_params.get("service_id")
+        session = None if "authorization" in request.headers else await self.session(request)
+        if session is not None and service_id:
+            self._check_csrf(request, session)
+            key, service = await self.access.console_key(service_id), await self.access.service(service_id)
+        else:
+            scheme, _, token = request.headers.get("authorization", "").partition(" ")
+            key, service = await self.access.enter(token.strip() if scheme.lower() == "bearer" else None, service_id)
+        request.state.key_id, request.state.service_id = key.public_id, service.id
         return key, service
+
+    async def session(self, request: Request) -> Session | None:
+        """Of the person whose browser this is; None where nobody is signed in."""
+        token = request.cookies.get(COOKIE)
+        return await self.console.sessions.verify(token) if token else None
+
+    async def signed_in(self, request: Request) -> Session:
+        """Raises Unauthorized, or Forbidden for an unsafe call without the session's CSRF token."""
+        session = await self.session(request)
+        if session is None:
+            raise Unauthorized("sign in to the dashboard first")
+        self._check_csrf(request, session)
+        return session
+
+    @staticmethod
+    def _check_csrf(request: Request, session: Session) -> None:
+        if request.method not in SAFE and not hmac.compare_digest(request.headers.get("x-csrf-token", "").encode(), session.csrf.encode()):
+            raise Forbidden("the header X-CSRF-Token must repeat the session's token")
 
     def webhook(self, value: Any) -> str:
         """The rule of webhook_url. Raises Wrong."""

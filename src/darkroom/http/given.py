@@ -17,7 +17,7 @@ from darkroom.http.body import Body, read_form, read_json
 from darkroom.http.desk import Desk, desk_of
 from darkroom.http.events import stream
 from darkroom.http.examples import CONTROL, GENERATE
-from darkroom.http.replies import base_of, json_reply, later_reply, picture_reply, taken_headers
+from darkroom.http.replies import api_of, json_reply, later_reply, picture_reply, taken_headers
 from darkroom.http.wishes import EVENTS, Wishes, wishes_of
 from darkroom.jobs import Asked, Ended, Taken
 from darkroom.models.loras import found
@@ -77,13 +77,15 @@ async def control(request: Request) -> Response:
 
 async def _make(request: Request, desk: Desk, key: ApiKey, params: Params, asked: checks.Asked, wishes: Wishes, order: Order) -> Response:
     """One request, four replies: the picture, JSON, a 202, or events."""
+    request.state.model, request.state.body = params.model, order.body if wishes.embed_prompt and asked.store else None
     _check_delivery(asked, wishes)
     wanted = Asked(
         params, asked.n, wishes.attached, asked.store, desk.settings.embed_prompt and wishes.embed_prompt, asked.webhook_url, wishes.timeout,
         wishes.idempotency_key, order.body_hash, asked.explicit_seed and desk.settings.result_cache and not wishes.fresh, order.loras,
     )  # fmt: skip
-    base, as_url = base_of(desk, request), asked.response_format == "url"
+    base, as_url = api_of(desk, request), asked.response_format == "url"
     async with desk.jobs.taking(key, wanted) as taken:
+        request.state.job_id = taken.job.id
         headers = taken_headers(taken)
         if wishes.later and wishes.wait is None:
             return await later_reply(desk, request, taken, wishes)
@@ -128,16 +130,18 @@ def _check_delivery(asked: checks.Asked, wishes: Wishes) -> None:
 
 @dataclass(frozen=True)
 class Order:
-    """body_hash: equal for equal bodies to one address. loras: what the names of the LoRAs asked for stand for now."""
+    """body_hash: equal for equal bodies to one address. loras: what the names of the LoRAs asked for stand for now. body: the
+    fields as they came, without the picture."""
 
     body_hash: str
     loras: tuple[str, ...]
+    body: dict[str, Any]
 
 
 def _order(request: Request, body: Body, card: ModelCard, loras: dict[str, LoraCard], asked: checks.Asked, image: bytes = b"") -> Order:
     fields = {name: repr(value) for name, value in body.fields.items()}
     said = [request.url.path.rpartition("/")[2], card.name, sorted(fields.items()), hashlib.sha256(image).hexdigest()]
-    return Order(hashlib.sha256(json.dumps(said).encode()).hexdigest(), tuple(loras[lora.name].version for lora in asked.loras))
+    return Order(hashlib.sha256(json.dumps(said).encode()).hexdigest(), tuple(loras[lora.name].version for lora in asked.loras), dict(body.fields))
 
 
 async def _card(desk: Desk, service: Service, body: Body) -> ModelCard:

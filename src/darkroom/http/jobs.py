@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from darkroom.checks import shown as quoted
-from darkroom.errors import Invalid
 from darkroom.http.desk import Desk, desk_of
 from darkroom.http.events import stream
-from darkroom.http.replies import base_of, picture_reply
+from darkroom.http.query import cursor, cursor_of, instant, query, whole
+from darkroom.http.replies import api_of, picture_reply
 from darkroom.http.wishes import Wishes, media_of
 from darkroom.jobs.shown import shown
 from darkroom.types import Job, Status
@@ -31,7 +26,9 @@ async def jobs(request: Request) -> dict[str, Any]:
     `created_after` (at that instant or later) and `created_before` (ISO 8601)."""
     desk = desk_of(request)
     _, service = await desk.enter(request)
-    asked = _query(request, {"limit": _limit, "before": _cursor, "status": _statuses, "model": str, "created_after": _instant, "created_before": _instant})
+    asked = query(request, {
+        "limit": whole(1, MAX_PAGE), "before": cursor, "status": _statuses, "model": str, "created_after": instant, "created_before": instant,
+    })  # fmt: skip
     limit = asked.get("limit", 20)
     found = await desk.jobs.page(
         service.id, limit + 1, asked.get("before"), statuses=asked.get("status", ()), model=asked.get("model", ""),
@@ -39,7 +36,7 @@ async def jobs(request: Request) -> dict[str, Any]:
     )  # fmt: skip
     page = found[:limit]
     last = page[-1] if len(found) > limit else None
-    return {"object": "list", "data": await _shown(desk, request, page), "next": last and _cursor_of(last)}
+    return {"object": "list", "data": await _shown(desk, request, page), "next": last and cursor_of(last.created_at, last.id)}
 
 
 @router.get("/v1/jobs/{job_id}", summary="A job", openapi_extra=SECURED)
@@ -56,7 +53,7 @@ async def image(request: Request) -> Response:
     desk, found = await _enter(request)
     media, quality = media_of(request.headers.get("accept", ""), "image/png, image/jpeg or image/webp")
     wishes = Wishes(media if media.startswith("image/") else "image/png", quality)
-    ended = await desk.jobs.picture(found, _query(request, {"place": _place}).get("place", 0))
+    ended = await desk.jobs.picture(found, query(request, {"place": whole(0, 7)}).get("place", 0))
     reply = await picture_reply(ended, wishes, {"ETag": f'"{ended.pictures[0].sha256[:32]}"', "Cache-Control": "private, max-age=31536000, immutable"})
     await desk.jobs.delivered(ended)
     return reply
@@ -67,8 +64,8 @@ async def image(request: Request) -> Response:
 async def events(request: Request) -> Response:
     """From the beginning, or after the event that `Last-Event-ID` names, to the end."""
     desk, found = await _enter(request)
-    _query(request, {})
-    return stream(desk, found, base_of(desk, request), request.headers.get("last-event-id", "")[:100], True, {"X-Job-Id": found.id})
+    query(request, {})
+    return stream(desk, found, api_of(desk, request), request.headers.get("last-event-id", "")[:100], True, {"X-Job-Id": found.id})
 
 
 @router.post("/v1/jobs/{job_id}/cancel", summary="Stop a job", openapi_extra=SECURED)
@@ -95,39 +92,9 @@ async def _enter(request: Request) -> tuple[Desk, Job]:
 
 
 async def _shown(desk: Desk, request: Request, found: list[Job]) -> list[dict[str, Any]]:
-    base = base_of(desk, request)
+    base = api_of(desk, request)
     waiting, pictures = await desk.jobs.outlook(found), await desk.jobs.pictures(found)
     return [shown(one, base, pictures[one.id], waiting.get(one.id), desk.jobs.progress(one)) for one in found]
-
-
-def _query(request: Request, rules: dict[str, Callable[[str], Any]]) -> dict[str, Any]:
-    """The parameters of the address by their rules. Raises Invalid for those that break them, and for others."""
-    faults, asked = [], {}
-    for name, text in request.query_params.multi_items():
-        if name not in rules:
-            faults.append(f"{quoted(name)} is not a parameter of this address" + (f", which has {', '.join(rules)}" if rules else ""))
-            continue
-        try:
-            asked[name] = rules[name](text)
-        except ValueError as error:
-            faults.append(f"{name} must be {error}, got {quoted(text)}")
-    if faults:
-        raise Invalid(*faults[:20], name="invalid_request")
-    return asked
-
-
-def _limit(text: str) -> int:
-    return _whole(text, 1, MAX_PAGE)
-
-
-def _place(text: str) -> int:
-    return _whole(text, 0, 7)
-
-
-def _whole(text: str, least: int, most: int) -> int:
-    if not text.isascii() or not text.isdigit() or not least <= int(text[:6]) <= most:
-        raise ValueError(f"a whole number between {least} and {most}")
-    return int(text)
 
 
 def _statuses(text: str) -> tuple[str, ...]:
@@ -135,25 +102,3 @@ def _statuses(text: str) -> tuple[str, ...]:
     if not set(statuses) <= set(Status):
         raise ValueError(f"some of {', '.join(Status)}, with commas between")
     return statuses
-
-
-def _instant(text: str) -> float:
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError("an instant like 2026-11-25T12:00:00Z") from error
-    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
-
-
-def _cursor_of(job: Job) -> str:
-    return base64.urlsafe_b64encode(f"{job.created_at!r} {job.id}".encode()).decode().rstrip("=")
-
-
-def _cursor(text: str) -> tuple[float, str]:
-    try:
-        when, job_id = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii").split(" ")
-        return float(when), job_id
-    except (ValueError, binascii.Error) as error:
-        raise ValueError("the `next` of a page") from error
-
-

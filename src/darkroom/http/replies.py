@@ -22,8 +22,14 @@ RATE_HEADERS = [f"x-ratelimit-{what}-{name}" for name in ("pictures", "pixel-ste
 
 
 def base_of(desk: Desk, request: Request) -> str:
-    """What stands before the addresses in a reply: as the client itself came, or by the setting."""
+    """Where the client finds this server: as it came itself, or by the setting."""
     return desk.settings.public_url.rstrip("/") or str(request.base_url).rstrip("/")
+
+
+def api_of(desk: Desk, request: Request) -> str:
+    """What stands before /v1 in the addresses of a reply: with the service, where the client named it."""
+    service_id = request.path_params.get("service_id")
+    return base_of(desk, request) + (f"/{service_id}" if service_id else "")
 
 
 async def picture_reply(ended: Ended, wishes: Wishes, headers: dict[str, str]) -> Response:
@@ -63,7 +69,7 @@ async def later_reply(desk: Desk, request: Request, taken: Taken, wishes: Wishes
     headers = {"Location": f"/v1/jobs/{taken.job.id}", "Preference-Applied": ", ".join(applied), "X-Job-Id": taken.job.id}
     if waiting is not None:
         headers["X-Queue-Position"] = str(waiting.position)
-    return JSONResponse(shown(taken.job, base_of(desk, request), pictures, waiting), 202, headers | taken_headers(taken))
+    return JSONResponse(shown(taken.job, api_of(desk, request), pictures, waiting), 202, headers | taken_headers(taken))
 
 
 def taken_headers(taken: Taken) -> dict[str, str]:

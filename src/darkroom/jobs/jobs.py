@@ -52,6 +52,7 @@ class Rows(Protocol):
         self, service_id: str, limit: int, before: tuple[float, str] | None = None, statuses: Sequence[str] = (), model: str = "",
         since: float | None = None, until: float | None = None,
     ) -> list[Job]: ...  # fmt: skip
+    async def count_unfinished(self) -> int: ...
     async def like(self, service_id: str, fingerprint: str, with_prompt: bool) -> Job | None: ...
     async def ask_cancel(self, job_id: str, now: float) -> bool: ...
     async def pictures_of(self, job_ids: Sequence[str]) -> list[PictureRow]: ...
@@ -121,7 +122,7 @@ class Jobs:
             yield await self._take(job, key, asked)
 
     def _job(self, key: ApiKey, asked: Asked) -> Job:
-        now = time.time()
+        now = round(time.time(), 6)  # as exactly as it is shown
         return Job(
             f"job-{secrets.token_hex(12)}", key.service_id, key.public_id, replace(asked.params, image=None), Status.QUEUED, now, asked.n,
             asked.attached and not asked.idempotency_key, asked.keep, asked.with_prompt, asked.webhook_url,
@@ -146,8 +147,8 @@ class Jobs:
             error = TooMany(entry.full.what, retry_after=entry.full.retry_after or self.retry_after())
             error.quotas = entry.quotas
             raise error
-        self._outlook.forget()
         if not entry.joined:
+            self._outlook.add(entry.job.id)
             self._runs.poke(job.id, image if job.attached else None)
         return Taken(entry.job, entry.joined, quotas=entry.quotas)
 
@@ -235,6 +236,19 @@ class Jobs:
         if job is None:
             raise NotFound(f"there is no job {job_id[:60]}")
         return job
+
+    async def depth(self) -> int:
+        """Jobs that wait or run, of all services."""
+        return await self._rows.count_unfinished()
+
+    @property
+    def in_hand(self) -> int:
+        """Jobs that this gateway has given to its Worker."""
+        return len(self._runs)
+
+    async def picture_bytes(self) -> int:
+        """What all pictures take on the disk."""
+        return await self._rows.picture_bytes()
 
     async def page(self, service_id: str, limit: int, before: tuple[float, str] | None = None, **filters: Any) -> list[Job]:
         """Newest first."""

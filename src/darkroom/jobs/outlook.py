@@ -32,6 +32,7 @@ class Outlook:
         self._at = 0.0
         self._waiting: dict[str, Waiting] = {}
         self._running: dict[str, Forecast] = {}
+        self._end = self._each = 0.0  # seconds until all is done, and those of a job in the mean
 
     async def waiting(self) -> dict[str, Waiting]:
         """By id, every job of this gateway's worker, or of nobody's, that has not begun."""
@@ -44,9 +45,9 @@ class Outlook:
         forecast = self._running.get(job_id)
         return forecast.finish if forecast else None
 
-    def forget(self) -> None:
-        """The next look is a fresh one: something came."""
-        self._at = 0.0
+    def add(self, job_id: str) -> None:
+        """A job came: until the next look it is the last."""
+        self._waiting[job_id] = Waiting(job_id, len(self._waiting) + 1, self._end, self._end + self._each)
 
     async def _look(self) -> None:
         if time.monotonic() - self._at < FRESH:
@@ -66,7 +67,8 @@ class Outlook:
     def _rest(self, jobs: Sequence[Job], played: dict[str, Forecast]) -> list[tuple[str, Forecast]]:
         """Beyond what was played through: one after the other, each as long as the mean of those."""
         end = max((one.finish for one in played.values()), default=0.0)
-        each = end / max(len(played), 1)
+        self._each = each = end / max(len(played), 1)
+        self._end = end + len(jobs) * each
         return [(job.id, Forecast(end + i * each, end + (i + 1) * each)) for i, job in enumerate(jobs)]
 
 

@@ -47,6 +47,7 @@ T = TypeVar("T")
 
 IN_HAND = 64  # jobs that a gateway holds at once: enough to fill every batch and to let short ones go first
 IN_HAND_OF_KEY = 48  # of these for one key, so that another's first job never waits for a place
+WORDS = 500  # characters of a prompt that pictures are searched by
 POLL = 1.0  # seconds between two looks for jobs that other gateways left, or took in
 LEFT_BEHIND = "the server ended while this job ran, and its client was gone"
 STOPPED = "shutting_down"  # what a Worker says of a job that it will not do any more
@@ -168,12 +169,15 @@ class Runs:
     # the loops
 
     async def _claiming(self) -> None:
+        cleared = 0.0
         while True:
             self._wake.clear()
             try:
                 if not self._stopping:
                     await self._claim()
-                    await self._clear_lost()
+                    if time.monotonic() - cleared > POLL:
+                        cleared = time.monotonic()
+                        await self._clear_lost()
             except Unavailable as error:
                 log.warning("no jobs could be claimed", error=str(error))
             with contextlib.suppress(TimeoutError):
@@ -284,7 +288,8 @@ class Runs:
         key = "" if not job.keep and job.attached else await asyncio.to_thread(self._keep, f"{job.id}-{place}", png)
         row = PictureRow(
             f"pic-{job.id.removeprefix('job-')}-{place}", job.id, job.service_id, key, finished.width, finished.height, len(png),
-            hashlib.sha256(png).hexdigest(), shown, time.time(), place,
+            hashlib.sha256(png).hexdigest(), shown, time.time(), place, params.model, job.key_id, params.seed,
+            params.prompt[:WORDS].lower() if job.with_prompt and job.keep else "",
         )  # fmt: skip
         return row, png, replace(finished, pixels=b"")
 

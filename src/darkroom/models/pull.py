@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +43,9 @@ class Listing:
     files: dict[str, Any]
 
 
-def pull(card: ModelCard, data_dir: Path) -> ModelCard:
-    """Download the weights of a card into data_dir/models and return the card with its path.
+def pull(card: ModelCard, data_dir: Path, make_bar: Callable[..., tqdm] = tqdm) -> ModelCard:
+    """Download the weights of a card into data_dir/models and return the card with its path; `make_bar` makes the progress bar,
+    whose `update` may raise to break off.
 
     After a break it goes on: in the same run inside the broken file, in a later run behind the last whole file. Raises
     NotFound for an unknown hub id, Unsupported for a repository that holds no SDXL in diffusers' layout, and
@@ -63,7 +64,7 @@ def pull(card: ModelCard, data_dir: Path) -> ModelCard:
     names = choose(card, listing, family_of(folder))  # of another kind of model not a gigabyte is brought
     whole, needed = (sum(listing.files[name].size for name in chosen) for chosen in (names, [n for n in names if not (folder / n).exists()]))
     _check_room(needed, folder)
-    with tqdm(desc=card.name, total=whole, initial=whole - needed, unit="B", unit_scale=True, disable=None) as bar:
+    with make_bar(desc=card.name, total=whole, initial=whole - needed, unit="B", unit_scale=True, disable=None) as bar:
         _fetch(card, listing, names, folder, bar)
     facts = {"hub_id": card.hub_id, "revision": listing.revision, "license": listing.license}
     _mark(folder, facts | {"files": {name: _hash_stated(listing.files[name]) for name in names}})

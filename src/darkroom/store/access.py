@@ -32,6 +32,10 @@ class AccessStore:
         async with self._database.write() as connection:
             await connection.execute(services.update().where(services.c.id == service_id).values(models=list(models)))
 
+    async def set_name(self, service_id: str, name: str) -> None:
+        async with self._database.write() as connection:
+            await connection.execute(services.update().where(services.c.id == service_id).values(name=name))
+
     async def add_key(self, key: ApiKey, hashed: bytes) -> None:
         async with self._database.write() as connection:
             await connection.execute(api_keys.insert().values(asdict(key) | {"scopes": list(key.scopes), "hash": hashed}))

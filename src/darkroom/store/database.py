@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from importlib import resources
@@ -22,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from darkroom.errors import DarkroomError, Unavailable
 
 BUSY_MS = 15_000  # that a write waits for somebody who holds the file; half of a lease, so that none is lost over it
+AWAY = re.compile(r"locked|busy|full|I/O|unable to open|connect|terminat|shutting down|starting up|timeout", re.IGNORECASE)  # not "no such table"
 MIGRATING = 7_290_113_441  # PostgreSQL's advisory lock, so that of several gateways that start one migrates
 
 
@@ -82,12 +84,8 @@ class _reached:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, sa.exc.OperationalError) and not _read_only(error):
+        if isinstance(error, sa.exc.OperationalError) and (error.connection_invalidated or AWAY.search(str(error.orig))):
             raise DatabaseBusy("the database does not answer now; try again", retry_after=5) from error
-
-
-def _read_only(error: sa.exc.OperationalError) -> bool:
-    return "readonly" in str(error)
 
 
 def _postgres(url: str) -> AsyncEngine:

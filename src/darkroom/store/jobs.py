@@ -172,21 +172,18 @@ class JobStore:
     async def claim(self, owner: str, now: float, until: float, room: int, room_of_key: int, default: Limits) -> list[Claim]:
         """Take up to `room` waiting jobs, for `until`: whose key has the fewest in hand comes first, then who came first. A lease
         that ran out is as if there were none. Jobs with a client attached are for the gateway that the client speaks to."""
+        weights: dict[str, float] = {}
+        for row in await self._database.rows(_ranked(owner, now, room_of_key)):  # beside the writer: most looks find nothing
+            limits = limits_of(row["limits"]) or default
+            if row["turn"] <= min(room_of_key, limits.concurrent or room_of_key) and len(weights) < room:
+                weights[row["id"]] = limits.weight
+        if not weights:
+            return []
         async with self._database.write() as connection:
-            ranked = (await connection.execute(_ranked(owner, now))).mappings().all()
-            weights: dict[str, float] = {}
-            chosen: list[str] = []
-            for row in ranked:
-                limits = limits_of(row["limits"]) or default
-                if row["turn"] <= min(room_of_key, limits.concurrent or room_of_key) and len(chosen) < room:
-                    chosen.append(row["id"])
-                    weights[row["id"]] = limits.weight
-            if not chosen:
-                return []
-            mine = sa.select(jobs.c.id).where(jobs.c.id.in_(chosen), _claimable(owner, now)).with_for_update(skip_locked=True)
+            mine = sa.select(jobs.c.id).where(jobs.c.id.in_(list(weights)), _claimable(owner, now)).with_for_update(skip_locked=True)
             take = jobs.update().where(jobs.c.id.in_(mine)).values(lease_owner=owner, lease_until=until, status=Status.QUEUED.value).returning(jobs)
             rows = {row["id"]: row for row in (await connection.execute(take)).mappings()}
-            return [Claim(_job(rows[id_]), weights[id_]) for id_ in chosen if id_ in rows]
+            return [Claim(_job(rows[id_]), weight) for id_, weight in weights.items() if id_ in rows]
 
     async def input(self, job_id: str) -> bytes | None:
         """The init picture that was kept with a job, as it was given to `accept`."""
@@ -389,16 +386,16 @@ def _claimable(owner: str, now: float) -> sa.ColumnElement[bool]:
     )  # fmt: skip
 
 
-def _ranked(owner: str, now: float) -> sa.Select[Any]:
-    """Waiting jobs, each with its turn: how many of its key's would be in hand if it were taken."""
-    other = jobs.alias()
-    held = (
-        sa.select(sa.func.count()).where(other.c.key_id == jobs.c.key_id, other.c.status.in_(UNFINISHED), other.c.lease_until >= now)
-        .correlate(jobs).scalar_subquery()
-    )  # fmt: skip
-    turn = (sa.func.row_number().over(partition_by=jobs.c.key_id, order_by=(jobs.c.created_at, jobs.c.id)) + held).label("turn")
-    query = sa.select(jobs.c.id, api_keys.c.limits, turn).join(api_keys, api_keys.c.public_id == jobs.c.key_id)
-    return query.where(_claimable(owner, now)).order_by(turn, jobs.c.created_at, jobs.c.id).limit(CANDIDATES)
+def _ranked(owner: str, now: float, room_of_key: int) -> sa.Select[Any]:
+    """Waiting jobs of keys that have room, each with its turn: how many of its key's would be in hand if it were taken."""
+    in_hand = sa.select(jobs.c.key_id, sa.func.count().label("count")).where(jobs.c.status.in_(UNFINISHED), jobs.c.lease_until >= now)
+    held = in_hand.group_by(jobs.c.key_id).subquery()
+    count = sa.func.coalesce(held.c.count, 0)
+    turn = (sa.func.row_number().over(partition_by=jobs.c.key_id, order_by=(jobs.c.created_at, jobs.c.id)) + count).label("turn")
+    query = sa.select(jobs.c.id, jobs.c.created_at, api_keys.c.limits, turn).join(api_keys, api_keys.c.public_id == jobs.c.key_id)
+    waiting = query.outerjoin(held, held.c.key_id == jobs.c.key_id).where(_claimable(owner, now), count < room_of_key).subquery()
+    chosen = sa.select(waiting).where(waiting.c.turn <= room_of_key)
+    return chosen.order_by(waiting.c.turn, waiting.c.created_at, waiting.c.id).limit(CANDIDATES)
 
 
 def _row(job: Job, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -123,6 +123,41 @@ pictures = Table(
     Column("parameters", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("place", Integer, nullable=False, server_default="0"),
+    Column("model", String, nullable=False, server_default=""),
+    Column("key_id", String, nullable=False, server_default=""),
+    Column("seed", BigInteger, nullable=False, server_default="0"),
+    Column("words", String, nullable=False, server_default=""),
+    Column("starred", Boolean, nullable=False, server_default=false()),
+)  # fmt: skip
+
+# Single values that belong to the operator: the hash of the password, that of the one-time link.
+facts = Table("facts", metadata, Column("name", String, primary_key=True), Column("value", String, nullable=False))
+
+sessions = Table(
+    "sessions", metadata,
+    Column("id", String, primary_key=True),
+    Column("hash", LargeBinary, nullable=False),
+    Column("csrf", String, nullable=False),
+    Column("agent", String, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("last_seen_at", Float, nullable=False),
+    Column("expires_at", Float, nullable=False),
+)  # fmt: skip
+
+requests = Table(
+    "requests", metadata,
+    Column("id", String, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("service_id", String, nullable=False),
+    Column("key_id", String, nullable=False),
+    Column("method", String, nullable=False),
+    Column("route", String, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("ms", Float, nullable=False),
+    Column("model", String, nullable=False),
+    Column("job_id", String),
+    Column("error", String),
+    Column("body", JSON),
 )  # fmt: skip
 
 acceptances = Table(
@@ -166,7 +201,12 @@ Index("jobs_by_fingerprint", jobs.c.fingerprint)
 Index("jobs_by_key", jobs.c.key_id, jobs.c.status)
 Index("idempotency_by_job", idempotency.c.job_id)
 Index("usage_by_key", usage.c.key_id, usage.c.at)
-Index("pictures_by_service", pictures.c.service_id, pictures.c.created_at)
+Index("pictures_by_service", pictures.c.service_id, pictures.c.created_at, pictures.c.id)
+# a search for words reads this index alone, newest first, and no row that does not match; words are short enough for PostgreSQL's
+Index("pictures_by_words", pictures.c.service_id, pictures.c.created_at, pictures.c.id, pictures.c.words)
+Index("pictures_by_seed", pictures.c.service_id, pictures.c.seed)
+Index("requests_by_service", requests.c.service_id, requests.c.at, requests.c.id)
+Index("sessions_by_hash", sessions.c.hash, unique=True)
 Index("pictures_by_job", pictures.c.job_id)
 Index("outbox_by_state", outbox.c.delivered_at, outbox.c.failed_at, outbox.c.next_at)
 Index("outbox_by_age", outbox.c.created_at)

@@ -22,7 +22,7 @@ import structlog
 
 from darkroom.engine.cost import CostModel
 from darkroom.engine.forecast import Ahead, forecast
-from darkroom.engine.messages import Cancel, Stop, Submit
+from darkroom.engine.messages import Cancel, Load, Stop, Submit, Unload
 from darkroom.engine.sample import BatchKey, LoraKey
 from darkroom.models.catalogue import pull_command
 from darkroom.models.loras import LORAS
@@ -107,6 +107,15 @@ class LocalWorker:
             self._send(Cancel(job_id))
         else:
             self._settle(Cancelled(job_id))
+
+    def load(self, model: str) -> None:
+        self._send(Load(model))
+
+    def unload(self, model: str) -> None:
+        self._send(Unload(model))
+
+    def costs(self) -> dict[str, dict[str, float]]:
+        return self._costs.table()
 
     def state(self) -> WorkerState:
         return self._state

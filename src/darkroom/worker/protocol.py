@@ -29,6 +29,15 @@ class Worker(Protocol):
     def state(self) -> WorkerState:
         """What the Worker is doing."""
 
+    def load(self, model: str) -> None:
+        """Bring a model into memory before a Job asks for it."""
+
+    def unload(self, model: str) -> None:
+        """Let go of a model, unless a Job needs it."""
+
+    def costs(self) -> dict[str, dict[str, float]]:
+        """Measured seconds of a step by size and rows, and of a decode."""
+
     def backlog_seconds(self) -> float:
         """Seconds of work that the accepted Jobs still need, by measured step times."""
 
