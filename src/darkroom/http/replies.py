@@ -62,7 +62,7 @@ def images_of(ended: Ended, base: str, as_url: bool) -> list[dict[str, Any]]:
 
 async def later_reply(desk: Desk, request: Request, taken: Taken, wishes: Wishes) -> Response:
     """The 202: where the job is found, and how long it should take."""
-    waiting = (await desk.jobs.outlook([taken.job])).get(taken.job.id)
+    waiting = (await desk.jobs.outlook([taken.job], roughly=True)).get(taken.job.id)
     pictures = (await desk.jobs.pictures([taken.job]))[taken.job.id]
     applied = ["respond-async"] if wishes.later else []
     applied += [] if wishes.wait is None else [f"wait={wishes.wait}"]

@@ -192,11 +192,11 @@ class Jobs:
         self._runs.stop_claiming()
         self._watches.close()
 
-    async def outlook(self, jobs: Sequence[Job]) -> dict[str, Waiting]:
-        """Positions and times of those that have not begun."""
+    async def outlook(self, jobs: Sequence[Job], roughly: bool = False) -> dict[str, Waiting]:
+        """Positions and times of those that have not begun; roughly: the newest as if they came last."""
         if all(job.ended for job in jobs):
             return {}
-        return await self._outlook.waiting()
+        return await self._outlook.waiting(roughly)
 
     def progress(self, job: Job) -> dict[str, int] | None:
         """Steps done of those to do, over all pictures, of a job that runs here."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from darkroom.types import Forecast, Job, Limits, Params, Waiting
 
 FRESH = 0.5  # seconds that an outlook is good for: a thousand watchers ask for one
+COSTS = 4  # times its own cost that it is good for where jobs came since: so looking takes a fifth of the time at most
 AHEAD = 64  # waiting jobs that the schedule is played through for; for the rest their work is added up
 
 
@@ -32,27 +33,31 @@ class Outlook:
         self._at = 0.0
         self._waiting: dict[str, Waiting] = {}
         self._running: dict[str, Forecast] = {}
+        self._came, self._cost = False, 0.0  # whether jobs came since the last look, and the seconds that one takes
         self._end = self._each = 0.0  # seconds until all is done, and those of a job in the mean
 
-    async def waiting(self) -> dict[str, Waiting]:
-        """By id, every job of this gateway's worker, or of nobody's, that has not begun."""
-        await self._look()
+    async def waiting(self, roughly: bool = False) -> dict[str, Waiting]:
+        """By id, every job of this gateway's worker, or of nobody's, that has not begun; roughly: those that came since the last
+        look stand at the end."""
+        await self._look(FRESH if roughly or not self._came else COSTS * self._cost)
         return self._waiting
 
     async def seconds_left(self, job_id: str) -> float | None:
         """Until the pictures of a running job are there; None where it does not run here."""
-        await self._look()
+        await self._look(FRESH)
         forecast = self._running.get(job_id)
         return forecast.finish if forecast else None
 
     def add(self, job_id: str) -> None:
         """A job came: until the next look it is the last."""
+        self._came = True
         self._waiting[job_id] = Waiting(job_id, len(self._waiting) + 1, self._end, self._end + self._each)
 
-    async def _look(self) -> None:
-        if time.monotonic() - self._at < FRESH:
+    async def _look(self, good_for: float) -> None:
+        if time.monotonic() - self._at < good_for:
             return
-        self._at = time.monotonic()
+        began = self._at = time.monotonic()
+        self._came = False
         free = await self._rows.waiting(time.time(), self._most)
         others = [
             (f"{job.id}.{place}", job.params, job.key_id, (limits or self._limits).weight) for job, limits in free for place in range(job.n)
@@ -62,6 +67,7 @@ class Outlook:
         ahead = sorted(((one.start, job_id) for job_id, one in played.items() if one.start > 0))
         line = [(job_id, played[job_id]) for _, job_id in ahead]
         line += self._rest([job for job, _ in free if job.id not in played], played)
+        self._cost = time.monotonic() - began
         self._waiting = {job_id: Waiting(job_id, i + 1, one.start, one.finish) for i, (job_id, one) in enumerate(line)}
 
     def _rest(self, jobs: Sequence[Job], played: dict[str, Forecast]) -> list[tuple[str, Forecast]]:
