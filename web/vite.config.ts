@@ -1,12 +1,14 @@
 import { fileURLToPath } from "node:url";
 import { svelte } from "@sveltejs/vite-plugin-svelte";
 import { defineConfig } from "vitest/config";
-import { fakeConsole } from "./dev/fake.ts";
 
 const at = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 
-export default defineConfig(({ command }) => ({
-  plugins: [svelte(), ...(command === "serve" && process.env.DARKROOM_FAKE ? [fakeConsole()] : [])],
+/** `npm run dev` shows the pages as they are written, with the data of the server that runs here. */
+const server = process.env.DARKROOM ?? "http://127.0.0.1:8000";
+
+export default defineConfig({
+  plugins: [svelte()],
   resolve: { alias: { "~": at("./src") } },
   build: {
     outDir: at("../src/darkroom/web"),
@@ -17,7 +19,7 @@ export default defineConfig(({ command }) => ({
     target: "es2022",
   },
   server: {
-    proxy: process.env.DARKROOM_FAKE ? undefined : { "^/(console|svc-[^/]+/v1|v1|docs|openapi.json|metrics)": process.env.DARKROOM ?? "http://127.0.0.1:8000" },
+    proxy: { "^/(console|svc-[^/]+/v1|v1|docs|openapi.json|metrics)": server },
   },
   test: { include: ["tests/**/*.test.ts"], environment: "node" },
-}));
+});

@@ -18,6 +18,8 @@ class Runs {
   /** the frame that a person chose; without one, what runs is followed */
   private chosen = $state.raw<Run | null>(null);
   place = $state(0);
+  /** Earlier runs are being looked up. */
+  resuming = $state(false);
 
   get active(): Run[] {
     return this.all.filter((run) => run.active);
@@ -51,7 +53,11 @@ class Runs {
     Object.assign(this, { service, all: [], chosen: null, place: 0 });
     const own = new Set(keptIds());
     if (!own.size) return;
-    const [open, newest] = await Promise.all([jobs(service, { status: "queued,running", limit: 100 }), jobs(service, { limit: 60 })]);
+    this.resuming = true;
+    const [open, newest] = await Promise.all([jobs(service, { status: "queued,running", limit: 100 }), jobs(service, { limit: 60 })]).catch((error: unknown) => {
+      this.service = ""; // so that it is tried again
+      throw error;
+    }).finally(() => (this.resuming = false));
     if (this.service !== service) return;
     const found = new Map([...newest.data, ...open.data].filter((job) => own.has(job.id)).map((job) => [job.id, job]));
     const known = new Set(this.all.map((run) => run.id));
