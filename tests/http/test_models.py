@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -102,3 +103,11 @@ def test_the_same_model_twice_is_an_error(tmp_path: Path, server: Server) -> Non
     done = server.cli("doctor", "--model", "demo-xl,demo-xl")
     assert done.returncode == 1
     assert "once each" in done.stderr
+
+
+def test_metrics_count_requests_by_their_route(server: Server) -> None:
+    server.generate()
+    text = requests.get(f"{server.host}/metrics", timeout=30).text
+    assert re.search(r'darkroom_requests_total\{method="POST",route="/v1/images/generate",status="200"\} \d', text)
+    assert re.search(r"darkroom_queue_depth \d", text)
+    assert server.service_id.rpartition("/")[2] not in text

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darkroom import __version__
 from darkroom.errors import DarkroomError, TooMany
-from darkroom.http import console, given, jobs, models, pages
+from darkroom.http import console, given, jobs, metrics, models, pages
 from darkroom.http.desk import Desk
 from darkroom.http.replies import RATE_HEADERS, quota_headers
 from darkroom.types import Call
@@ -46,9 +46,11 @@ def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
 
     app = FastAPI(title="Darkroom", version=__version__, lifespan=living, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.desk = desk
+    app.state.metrics = metrics.Metrics()
     app.include_router(given.router)
     app.include_router(jobs.router)
     app.include_router(models.router)
+    app.include_router(metrics.router)
     app.include_router(console.router)
     _documentation(app)
     pages.mount(app)
@@ -62,7 +64,7 @@ def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
     cors = CORSMiddleware(
         bounded, allow_origins=origins, allow_methods=["GET", "POST", "PATCH", "DELETE"], allow_headers=["*"], expose_headers=EXPOSED, max_age=600
     )
-    return _Requests(cors, desk.console.journal.note)
+    return _Requests(cors, desk.console.journal.note, app.state.metrics)
 
 
 class _Bounded:
@@ -92,8 +94,8 @@ class _Bounded:
 class _Requests:
     """Outermost: gives every reply its X-Request-Id, and writes the log."""
 
-    def __init__(self, app: ASGIApp, note: Callable[[Call], None]):
-        self._app, self._note = app, note
+    def __init__(self, app: ASGIApp, note: Callable[[Call], None], counted: metrics.Metrics):
+        self._app, self._note, self._counted = app, note, counted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -116,16 +118,21 @@ class _Requests:
             key = scope["state"].get("key_id", "")
             ms = round((time.perf_counter() - start) * 1000)
             log.info("request", id=request_id, method=scope["method"], path=scope["path"], status=shown, key=key, ms=ms)
+            self._counted.note(scope["method"], _route(scope), shown, ms / 1000)
             if scope["state"].get("service_id"):
                 self._note(_call(scope, shown, ms))
+
+
+def _route(scope: Scope) -> str:
+    """The template of the address that was asked for, with or without the service the same."""
+    return scope["route"].path.removeprefix("/{service_id}") if "route" in scope else "none"
 
 
 def _call(scope: Scope, status: int, ms: float) -> Call:
     """A request as the log keeps it; what the routes know of it stands in its state."""
     state = scope["state"]
-    route = scope["route"].path.removeprefix("/{service_id}") if "route" in scope else scope["path"][:200]
     return Call(
-        state["request_id"], time.time() - ms / 1000, state["service_id"], state.get("key_id", ""), scope["method"], route, status, ms,
+        state["request_id"], time.time() - ms / 1000, state["service_id"], state.get("key_id", ""), scope["method"], _route(scope), status, ms,
         state.get("model", ""), state.get("job_id"), state.get("error"), state.get("body"),
     )  # fmt: skip
 
