@@ -147,6 +147,8 @@ export interface ModelState {
   loaded: boolean;
   loading: boolean;
   memory_bytes: number | null;
+  /** what a load will take, as far as it is known; 0 where not */
+  memory_needed_bytes: number;
   disk_bytes: number | null;
   default_side: number;
   max_side: number;
