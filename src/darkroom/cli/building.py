@@ -20,6 +20,8 @@ from darkroom.errors import DarkroomError, Invalid
 from darkroom.settings import Settings
 from darkroom.types import Job, Limits, ModelCard, PictureRow
 
+ADDRESS = "address"  # file of the data folder that tells where the server is found, or was
+
 
 @dataclass(frozen=True)
 class Opened:

@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from darkroom.cli.building import call
+from darkroom.cli.building import ADDRESS, call
 from darkroom.cli.flags import DataDir, failure, settings_of
 
 
 def link(data_dir: DataDir = None) -> None:
     """Print a link that signs in to the dashboard once."""
     settings = settings_of(data_dir=data_dir)
-    base = settings.public_url.rstrip("/") or f"http://127.0.0.1:{settings.port}"
+    address = settings.data_dir / ADDRESS
+    base = address.read_text() if address.exists() else f"http://127.0.0.1:{settings.port}"
     typer.echo(f"{base}/sign-in#link={call(data_dir, 'link')['link']}")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from darkroom.cli.building import bring, built
+from darkroom.cli.building import ADDRESS, bring, built
 from darkroom.cli.flags import DataDir, Model, help_of, settings_of
 from darkroom.errors import DarkroomError
 from darkroom.licences import accept_command
@@ -57,6 +57,7 @@ async def _serve(settings: Settings, cards: list[ModelCard]) -> None:
     here = _url(settings.host, listener.getsockname()[1])
     base = settings.public_url.rstrip("/") or here
     structlog.get_logger("serve").info("listening", url=here)
+    (settings.data_dir / ADDRESS).write_text(base)
     async with built(settings, cards) as (desk, starting):
         if not _is_loopback(settings.host) and not await desk.console.sessions.has_password():
             raise DarkroomError(f"at {settings.host} others can reach the dashboard, so it needs a password first: darkroom password (or DARKROOM_PASSWORD)")

@@ -13,7 +13,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -174,7 +174,9 @@ async def _fault(request: Request, error: Exception) -> JSONResponse:
     return _shape(request.state.request_id, 500, DarkroomError.name, ["the server failed; its log has the reason under this id"])
 
 
-async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 404 and pages.is_person(request):
+        return pages.page(404)
     name = NAMES.get(error.status_code, "http_error")
     line = f"{request.method} {request.url.path[:100]}: {error.detail}"
     return _shape(request.state.request_id, error.status_code, name, [line], dict(error.headers or {}))

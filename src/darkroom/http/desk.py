@@ -64,7 +64,9 @@ class Desk:
         else:
             scheme, _, token = request.headers.get("authorization", "").partition(" ")
             key, service = await self.access.enter(token.strip() if scheme.lower() == "bearer" else None, service_id)
-        request.state.key_id, request.state.service_id = key.public_id, service.id
+        request.state.key_id = key.public_id
+        if session is None or request.method not in SAFE:  # what the dashboard reads for its pages is nobody's call
+            request.state.service_id = service.id
         return key, service
 
     async def session(self, request: Request) -> Session | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response
-from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 POLICY = (
@@ -22,26 +21,32 @@ PAGES = ("", "sign-in", "playground", "gallery", "requests", "usage", "keys", "m
 MISSING = "<!doctype html><title>Darkroom</title><p>The dashboard is not built here. In a checkout, `make run` builds it; the API works without."
 
 
+ROOT = Path(str(resources.files("darkroom"))) / "web"
+
+
 def mount(app: FastAPI) -> None:
     """Serve the pages that there are; the API's own addresses come first."""
-    root = Path(str(resources.files("darkroom"))) / "web"
-    if (root / "assets").is_dir():
-        app.mount("/assets", _Assets(directory=root / "assets"))
+    if (ROOT / "assets").is_dir():
+        app.mount("/assets", _Assets(directory=ROOT / "assets"))
 
-    async def page(request: Request) -> Response:
-        index = root / "index.html"
-        return FileResponse(index, headers=HEADERS | {"Cache-Control": "no-cache"}) if index.exists() else HTMLResponse(MISSING, headers=HEADERS)
-
-    async def file(request: Request) -> Response:
-        """Files beside the page, such as its icon."""
-        path = root / request.path_params["name"]
-        if not path.is_file() or path.parent != root:
-            raise HTTPException(404)
-        return FileResponse(path, headers=HEADERS)
+    async def shown(request: Request) -> Response:
+        return page()
 
     for name in PAGES:
-        app.add_route(f"/{name}", page, include_in_schema=False)
-    app.add_route("/static/{name}", file, include_in_schema=False)
+        app.add_route(f"/{name}", shown, include_in_schema=False)
+
+
+def page(status: int = 200) -> Response:
+    """The one page, which finds out by itself what it is to show."""
+    index = ROOT / "index.html"
+    if not index.exists():
+        return HTMLResponse(MISSING, status, HEADERS)
+    return FileResponse(index, status, HEADERS | {"Cache-Control": "no-cache"})
+
+
+def is_person(request: Request) -> bool:
+    """Whether a browser asks for a page, and no program for the API."""
+    return request.method == "GET" and "text/html" in request.headers.get("accept", "") and "/v1/" not in request.url.path
 
 
 class _Assets(StaticFiles):
