@@ -86,6 +86,7 @@ def test_a_picture_is_opened_and_taken_to_the_playground(page: Page, server: Ser
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_text("a lonely crab on a pink background").first).to_be_visible()
     dialog.get_by_role("button", name="Run again").click()
+    page.get_by_role("dialog").get_by_role("button", name=re.compile("^Apply")).click()
     expect(page).to_have_url(re.compile("/playground"))
     expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("a lonely crab on a pink background")
     expect(page.get_by_role("spinbutton", name="Steps")).to_have_value("12")

@@ -33,5 +33,5 @@ describe("difference against the form", () => {
 });
 
 it("parameters of anything are taken by name and type", () => {
-  expect(recalledOf({ prompt: "a", seed: "7", steps: 20, steps_run: 3, other: 1 })).toEqual({ prompt: "a", steps: 20 });
+  expect(recalledOf({ prompt: "a", seed: "7", width: "wide", height: null, steps: 20, steps_run: 3, other: 1 })).toEqual({ prompt: "a", seed: 7, steps: 20 });
 });

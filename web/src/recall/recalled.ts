@@ -34,11 +34,17 @@ const OURS: { [K in keyof Recalled]-?: "string" | "number" } = {
   model: "string", prompt: "string", negative_prompt: "string", width: "number", height: "number", steps: "number", cfg_scale: "number", seed: "number", control_strength: "number",
 };
 
-/** Any object with our parameters in it: a job's, a picture's, a request's body. What has another type is left out. */
+/** Any object with our parameters in it: a job's, a picture's, a request's body. Fields of a form are text, numbers too;
+ *  what has another type is left out. */
 export function recalledOf(parameters: object): Recalled {
   const given = parameters as Record<string, unknown>;
-  const told = Object.entries(OURS).filter(([name, type]) => typeof given[name] === type);
-  return Object.fromEntries(told.map(([name]) => [name, given[name]])) as Recalled;
+  const told = Object.entries(OURS).map(([name, type]) => [name, type === "number" ? numbered(given[name]) : given[name], type] as const);
+  return Object.fromEntries(told.filter(([, value, type]) => typeof value === type)) as Recalled;
+}
+
+function numbered(value: unknown): unknown {
+  const number = typeof value === "string" && value.trim() ? Number(value) : Number.NaN;
+  return Number.isFinite(number) ? number : value;
 }
 
 export function fromOurs(json: string | undefined): Found | null {
