@@ -96,6 +96,7 @@ def test_a_picture_is_opened_and_taken_to_the_playground(page: Page, server: Ser
 def test_a_dropped_png_shows_its_parameters_as_a_difference(page: Page, server: Server, tmp_path: Path) -> None:
     png = server.generate(prompt="a lonely fox on a green background", seed=12, steps=14).content
     page.goto("/playground")
+    page.get_by_role("textbox", name="Prompt", exact=True).wait_for()
     drop = """([b64]) => {
       const bytes = Uint8Array.from(atob(b64), c => c.charCodeAt(0));
       const dataTransfer = new DataTransfer();

@@ -39,6 +39,7 @@ async def generate(request: Request) -> Response:
     key, service = await desk.enter(request)
     wishes = wishes_of(request)
     body = await read_json(request)
+    _note(request, body, wishes)
     card = await _card(desk, service, body)
     loras = await _loras(desk, body)
     asked = checks.check(
@@ -59,6 +60,7 @@ async def control(request: Request) -> Response:
     key, service = await desk.enter(request)
     wishes = wishes_of(request)
     body = await read_form(request)
+    _note(request, body, wishes)
     card = await _card(desk, service, body)
     content = body.fields.pop("image", b"")
     body.faults |= _image_faults(content)
@@ -77,7 +79,7 @@ async def control(request: Request) -> Response:
 
 async def _make(request: Request, desk: Desk, key: ApiKey, params: Params, asked: checks.Asked, wishes: Wishes, order: Order) -> Response:
     """One request, four replies: the picture, JSON, a 202, or events."""
-    request.state.model, request.state.body = params.model, order.body if wishes.embed_prompt and asked.store else None
+    request.state.model = params.model
     _check_delivery(asked, wishes)
     wanted = Asked(
         params, asked.n, wishes.attached, asked.store, desk.settings.embed_prompt and wishes.embed_prompt, asked.webhook_url, wishes.timeout,
@@ -128,20 +130,24 @@ def _check_delivery(asked: checks.Asked, wishes: Wishes) -> None:
     checks.refuse(faults)
 
 
+def _note(request: Request, body: Body, wishes: Wishes) -> None:
+    """For the log of requests: the fields as they came, without pictures, where what was asked may be kept."""
+    if wishes.embed_prompt and body.fields.get("store", True) in (True, "true", "1"):
+        request.state.body = {name: value for name, value in body.fields.items() if not isinstance(value, bytes)}
+
+
 @dataclass(frozen=True)
 class Order:
-    """body_hash: equal for equal bodies to one address. loras: what the names of the LoRAs asked for stand for now. body: the
-    fields as they came, without the picture."""
+    """body_hash: equal for equal bodies to one address. loras: what the names of the LoRAs asked for stand for now."""
 
     body_hash: str
     loras: tuple[str, ...]
-    body: dict[str, Any]
 
 
 def _order(request: Request, body: Body, card: ModelCard, loras: dict[str, LoraCard], asked: checks.Asked, image: bytes = b"") -> Order:
     fields = {name: repr(value) for name, value in body.fields.items()}
     said = [request.url.path.rpartition("/")[2], card.name, sorted(fields.items()), hashlib.sha256(image).hexdigest()]
-    return Order(hashlib.sha256(json.dumps(said).encode()).hexdigest(), tuple(loras[lora.name].version for lora in asked.loras), dict(body.fields))
+    return Order(hashlib.sha256(json.dumps(said).encode()).hexdigest(), tuple(loras[lora.name].version for lora in asked.loras))
 
 
 async def _card(desk: Desk, service: Service, body: Body) -> ModelCard:
