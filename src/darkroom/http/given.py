@@ -24,6 +24,7 @@ from darkroom.models.loras import found
 from darkroom.types import ApiKey, LoraCard, ModelCard, Params, Service
 
 T = TypeVar("T")
+MAX_NOTED = 2**15  # characters of a body that the log keeps
 router = APIRouter(tags=["images"])
 
 
@@ -133,7 +134,8 @@ def _check_delivery(asked: checks.Asked, wishes: Wishes) -> None:
 def _note(request: Request, body: Body, wishes: Wishes) -> None:
     """For the log of requests: the fields as they came, without pictures, where what was asked may be kept."""
     if wishes.embed_prompt and body.fields.get("store", True) in (True, "true", "1"):
-        request.state.body = {name: value for name, value in body.fields.items() if not isinstance(value, bytes)}
+        fields = {name: value for name, value in body.fields.items() if not isinstance(value, bytes)}
+        request.state.body = fields if len(json.dumps(fields)) <= MAX_NOTED else None
 
 
 @dataclass(frozen=True)
