@@ -144,6 +144,34 @@ def test_a_client_that_hung_on_a_dead_gateway_is_not_worked_for(tmp_path: Path) 
     life.server.stop()
 
 
+def test_what_is_too_old_or_too_much_is_cleared_away(tmp_path: Path) -> None:
+    def begun(**bounds: str) -> Server:
+        server = start(tmp_path / "data", "--model", "demo-xl", **bounds)
+        server.key = key or server.key
+        return server
+
+    key = ""
+    server = begun()
+    key = server.key
+    jobs = [server.generate(seed=i + 1, cfg_scale=1).headers["X-Job-Id"] for i in range(4)]
+    sizes = dict(rows(tmp_path / "data", "select job_id, bytes from pictures"))
+    server.stop()
+    with contextlib.closing(sqlite3.connect(tmp_path / "data" / "darkroom.sqlite")) as connection:
+        connection.execute("update jobs set created_at = created_at - 3 * 86400 where id = ?", [jobs[0]])
+        connection.commit()
+    room = (sizes[jobs[2]] + sizes[jobs[3]] + 100) / 1e9
+    server = begun(DARKROOM_KEEP_DAYS="2", DARKROOM_KEEP_GB=f"{room:.9f}")
+    for _ in range(100):
+        left = [job["id"] for job in get(server, "?limit=9").json()["data"]]
+        if len(left) == 2:
+            break
+        time.sleep(0.1)
+    assert left == [jobs[3], jobs[2]]
+    assert len(list((tmp_path / "data" / "pictures").rglob("*.png"))) == 2
+    assert rows(tmp_path / "data", "select count(*) from usage") == [(4,)]
+    server.stop()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> tuple[Path, Callable[[list[str]], list[str]]]:
     """A data folder whose pictures lie on a file system of 400 KB, mounted for the server alone."""

@@ -25,16 +25,17 @@ class Rows(Protocol):
 class Gallery(Protocol):
     """Where picture files are kept; see `gallery/`."""
 
-    def put(self, name: str, content: bytes) -> str: ...
     def get(self, key: str) -> bytes: ...
+    def put_thumbnail(self, key: str, content: bytes) -> None: ...
+    def get_thumbnail(self, key: str) -> bytes: ...
     def delete(self, key: str) -> None: ...
 
 
 class Album:
-    """Pictures of all services; `small` is where their thumbnails lie, made when they are first asked for."""
+    """Pictures of all services; thumbnails are made when they are first asked for."""
 
-    def __init__(self, rows: Rows, gallery: Gallery, small: Gallery):
-        self._rows, self._gallery, self._small = rows, gallery, small
+    def __init__(self, rows: Rows, gallery: Gallery):
+        self._rows, self._gallery = rows, gallery
 
     async def page(self, service_id: str, search: Any, limit: int, before: tuple[float, str] | None = None) -> list[PictureRow]:
         """Newest first."""
@@ -62,10 +63,10 @@ class Album:
 
     def _thumbnail(self, picture: PictureRow) -> bytes:
         try:
-            return self._small.get(picture.key)
+            return self._gallery.get_thumbnail(picture.key)
         except FileNotFoundError:
             content = thumbnail(self._gallery.get(picture.key), SIDE)
-            self._small.put(picture.key.rpartition("/")[2].removesuffix(".png"), content)
+            self._gallery.put_thumbnail(picture.key, content)
             return content
 
     async def delete(self, service_id: str, picture_ids: Sequence[str]) -> tuple[int, int]:
@@ -73,5 +74,4 @@ class Album:
         gone = await self._rows.remove(service_id, picture_ids)
         for picture in gone:
             await asyncio.to_thread(self._gallery.delete, picture.key)
-            await asyncio.to_thread(self._small.delete, picture.key)
         return len(gone), sum(picture.bytes for picture in gone)

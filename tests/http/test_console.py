@@ -136,6 +136,7 @@ def test_a_person_makes_pictures_by_the_api_and_finds_them(person: Person) -> No
     assert gone == {"deleted": 1, "bytes": len(reply.content)}
     errors(person.call("GET", picture["image"]), 404)
     errors(person.call("GET", picture["thumbnail"]), 404)
+    assert not list((person.server.data_dir / "pictures").rglob(f"{picture['job_id']}*"))
 
 
 def test_pages_of_pictures_go_through_all(person: Person) -> None:

@@ -123,7 +123,7 @@ async def built(settings: Settings, cards: Sequence[ModelCard]) -> AsyncIterator
             finally:
                 await worker.close()
 
-        album = Album(PictureStore(rows.database), gallery, LocalGallery(shared_dir(settings) / "thumbnails"))
+        album = Album(PictureStore(rows.database), gallery)
         console = Console(rows.sessions, album, call_rows, journal, Pulls(settings.data_dir))
         yield Desk(settings, served, rows.access, rows.licences, jobs, worker, console), starting
 
