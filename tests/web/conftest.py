@@ -21,7 +21,7 @@ def browser_path() -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # and no longer: while it is open an event loop runs in this thread, which tests that are async cannot have
 def browser() -> Iterator[Browser]:
     path = browser_path()
     if path is None:
