@@ -33,6 +33,8 @@ lint: $(TEST_VENV)/.installed
 
 bench: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python benchmarks/bench.py $(ARGS)
+	$(TEST_VENV)/bin/python benchmarks/jobs.py
+	$(TEST_VENV)/bin/python benchmarks/gallery.py
 
 train: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python $(PIP) -e '.[train]'
