@@ -41,6 +41,14 @@ export class Album {
     if (this.query && this.next && !this.loading && !this.failure) await this.take(this.query, MORE, this.next);
   }
 
+  /** Whether there is a picture that is newer than all here. */
+  async stale(): Promise<boolean> {
+    const query = this.query;
+    if (!query || this.loading || this.failure) return false;
+    const newest = (await consoleApi.pictures({ ...query, limit: 1 })).data[0];
+    return query === this.query && newest !== undefined && newest.created_at > (this.pictures[0]?.created_at ?? "");
+  }
+
   retry() {
     if (this.query) void this.take(this.query, FIRST, this.next ?? undefined);
   }
