@@ -59,9 +59,15 @@ def fill(server: Server) -> None:
 def play(page: Page) -> None:
     """A picture made in the playground, which it shows again after every reload."""
     page.goto(f"{page.url.split('/', 3)[0]}//{page.url.split('/')[2]}/playground")
-    page.get_by_role("textbox", name="Prompt", exact=True).fill("a large panda on a green background")
-    page.keyboard.press("Control+Enter")
-    page.get_by_role("region", name="Result").get_by_role("img", name=re.compile("panda")).first.wait_for(timeout=60_000)
+    seed = page.get_by_role("spinbutton", name="Seed")
+    page.get_by_role("button", name=re.compile("lock", re.IGNORECASE)).first.click()
+    for number, prompt in (
+        ("3", "a puppy dog"), ("5", "a cat to the left of a tree on a white background"), ("7", "a rocket and a crescent moon on a purple background"),
+    ):  # fmt: skip
+        page.get_by_role("textbox", name="Prompt", exact=True).fill(prompt)
+        seed.fill(number)
+        page.keyboard.press("Control+Enter")
+        page.get_by_role("region", name="Result").get_by_role("img", name=prompt).first.wait_for(timeout=60_000)
 
 
 def shoot(page: Page, name: str, scheme: str, width: int, height: int) -> None:
