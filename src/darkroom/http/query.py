@@ -103,11 +103,6 @@ def instant(value: Any) -> float:
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
-def shown_instant(seconds: float | None) -> str | None:
-    """To ISO 8601 in UTC."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
 def cursor_of(when: float, id_: str) -> str:
     """Where the next page begins: after this one."""
     return base64.urlsafe_b64encode(f"{when!r} {id_}".encode()).decode().rstrip("=")

@@ -19,7 +19,7 @@ def shown(
     parameters = {name: value for name, value in described(job.params, job.steps_run, job.with_prompt).items() if name not in ("schema", "versions")}
     return {
         "id": job.id, "object": "job", "status": job.status.value, "model": job.params.model, "seed": job.params.seed, "n": job.n,
-        "created_at": _instant(job.created_at), "started_at": _instant(job.started_at), "ended_at": _instant(job.ended_at),
+        "created_at": iso(job.created_at), "started_at": iso(job.started_at), "ended_at": iso(job.ended_at),
         "parameters": parameters, "steps_run": job.steps_run, "store": job.keep,
         "queue": None if waiting is None else told_waiting(waiting), "progress": progress,
         "finish_reason": "SUCCESS" if job.status == Status.FINISHED else None, "notes": list(job.notes), "timings": timings(job),
@@ -48,5 +48,6 @@ def timings(job: Job) -> dict[str, int] | None:
     return {"queue_ms": round(job.queue_seconds * 1000), "inference_ms": round(job.inference_seconds * 1000)}
 
 
-def _instant(seconds: float | None) -> str | None:
+def iso(seconds: float | None) -> str | None:
+    """An instant as ISO 8601 in UTC."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from darkroom.http.desk import desk_of
-from darkroom.http.query import cursor, cursor_of, fields, flag, instant, names, query, shown_instant, text, whole
+from darkroom.http.query import cursor, cursor_of, fields, flag, instant, names, query, text, whole
+from darkroom.jobs.shown import iso
 from darkroom.store.pictures import Search
 from darkroom.types import MAX_SEED, PictureRow
 
@@ -70,7 +71,7 @@ def _shown(picture: PictureRow) -> dict[str, Any]:
     place = f"?place={picture.place}" if picture.place else ""
     return {
         "id": picture.id, "job_id": picture.job_id, "place": picture.place, "width": picture.width, "height": picture.height, "bytes": picture.bytes,
-        "model": picture.model, "seed": picture.seed, "prompt": picture.parameters.get("prompt", ""), "created_at": shown_instant(picture.created_at),
+        "model": picture.model, "seed": picture.seed, "prompt": picture.parameters.get("prompt", ""), "created_at": iso(picture.created_at),
         "starred": picture.starred, "key_id": picture.key_id, "parameters": picture.parameters,
         "image": f"/{picture.service_id}/v1/jobs/{picture.job_id}/image{place}", "thumbnail": f"/console/pictures/{picture.id}/thumbnail",
     }  # fmt: skip

@@ -10,8 +10,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from darkroom.http.desk import desk_of
-from darkroom.http.query import fields, instant, names, query, shown_instant, text
+from darkroom.http.query import fields, instant, names, query, text
 from darkroom.http.replies import base_of
+from darkroom.jobs.shown import iso
 from darkroom.types import ApiKey, Limits, Service
 
 router = APIRouter()
@@ -85,14 +86,14 @@ def service_shown(service: Service, base: str) -> dict[str, Any]:
     """`url` is the value that is called SERVICE_ID."""
     return {
         "id": service.id, "name": service.name, "models": list(service.models), "url": f"{base}/{service.id}",
-        "created_at": shown_instant(service.created_at),
+        "created_at": iso(service.created_at),
     }  # fmt: skip
 
 
 def _shown(key: ApiKey) -> dict[str, Any]:
     times = ("created_at", "last_used_at", "expires_at", "revoked_at")
     plain = {name: getattr(key, name) for name in ("public_id", "service_id", "name", "last4")}
-    return plain | {name: shown_instant(getattr(key, name)) for name in times} | {"limits": key.limits and asdict(key.limits)}
+    return plain | {name: iso(getattr(key, name)) for name in times} | {"limits": key.limits and asdict(key.limits)}
 
 
 def _limits(value: Any) -> Limits | None:

@@ -12,7 +12,8 @@ from fastapi.responses import Response
 
 from darkroom.errors import NotFound
 from darkroom.http.desk import desk_of
-from darkroom.http.query import cursor, cursor_of, instant, one_of, query, shown_instant, text, whole
+from darkroom.http.query import cursor, cursor_of, instant, one_of, query, text, whole
+from darkroom.jobs.shown import iso
 
 router = APIRouter()
 MONTH = 30 * 86_400
@@ -77,4 +78,4 @@ def _shown(call: dict[str, Any]) -> dict[str, Any]:
     plain = {name: call[name] for name in ("id", "key_id", "method", "route", "status", "model", "job_id", "steps", "error")}
     seconds = {"queue_ms": call["queue_seconds"], "run_ms": call["inference_seconds"]}
     times = {name: None if value is None else round(value * 1000) for name, value in seconds.items()}
-    return plain | times | {"at": shown_instant(call["at"]), "ms": round(call["ms"])}
+    return plain | times | {"at": iso(call["at"]), "ms": round(call["ms"])}

@@ -10,8 +10,9 @@ from fastapi.responses import JSONResponse, Response
 
 from darkroom import __version__
 from darkroom.http.desk import COOKIE, Desk, desk_of
-from darkroom.http.query import fields, shown_instant, text
+from darkroom.http.query import fields, text
 from darkroom.http.replies import base_of
+from darkroom.jobs.shown import iso
 from darkroom.sessions import LASTS
 from darkroom.types import Session
 
@@ -62,7 +63,7 @@ async def sessions(request: Request) -> dict[str, Any]:
     mine = await desk.signed_in(request)
     shown = [asdict(one) | {"current": one.id == mine.id} for one in await desk.console.sessions.all()]
     times = ("created_at", "last_seen_at", "expires_at")
-    return {"data": [{k: shown_instant(v) if k in times else v for k, v in one.items() if k != "csrf"} for one in shown]}
+    return {"data": [{k: iso(v) if k in times else v for k, v in one.items() if k != "csrf"} for one in shown]}
 
 
 @router.delete("/sessions/{session_id}", status_code=204, response_class=Response)
