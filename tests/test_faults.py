@@ -144,6 +144,34 @@ def test_a_client_that_hung_on_a_dead_gateway_is_not_worked_for(tmp_path: Path) 
     life.server.stop()
 
 
+def test_a_job_whose_model_is_not_served_any_more_is_failed_with_the_reason(tmp_path: Path) -> None:
+    server = start(tmp_path / "data", "--model", "demo-xl,demo-3.5")
+    job_id = server.generate(model="demo-3.5", steps=50, width=512, height=512, headers=LATER).json()["id"]
+    server.process.kill()
+    server.process.wait()
+    again = start(tmp_path / "data", "--model", "demo-xl")
+    again.key = server.key
+    assert ended(again, job_id)["error"]["name"] == "model_unavailable"
+    again.stop()
+
+
+def test_a_server_that_ends_tells_who_still_sends(serve: Callable[..., Server]) -> None:
+    server = serve("--model", "demo-xl")
+    address = urlsplit(server.host)
+    body = b'{"prompt": "a cat"}'
+    with socket.create_connection((address.hostname, address.port), timeout=30) as slow:
+        head = f"POST /v1/images/generate HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {server.key}\r\nContent-Length: {len(body)}\r\n\r\n"
+        slow.sendall(head.encode() + body[:5])
+        time.sleep(0.5)
+        server.process.terminate()
+        time.sleep(0.5)
+        slow.sendall(body[5:])
+        answer = slow.recv(4096)
+    assert b" 503 " in answer.split(b"\r\n")[0]
+    assert b"shutting_down" in answer
+    server.process.wait(30)
+
+
 def test_what_is_too_old_or_too_much_is_cleared_away(tmp_path: Path) -> None:
     def begun(**bounds: str) -> Server:
         server = start(tmp_path / "data", "--model", "demo-xl", **bounds)

@@ -45,11 +45,17 @@ class Journal:
             while True:
                 await asyncio.sleep(PAUSE)
                 await self.write()
-                if time.time() - self._swept_at > SWEEP:
-                    self._swept_at = time.time()
-                    await self._rows.remove(time.time() - KEEP)
+                await self._sweep()
         finally:
             await self.write()
+
+    async def _sweep(self) -> None:
+        if time.time() - self._swept_at > SWEEP:
+            self._swept_at = time.time()
+            try:
+                await self._rows.remove(time.time() - KEEP)
+            except DarkroomError as error:
+                log.warning("old requests could not be removed", error=str(error))
 
     async def write(self) -> None:
         calls, self._waiting = self._waiting, []
@@ -60,3 +66,5 @@ class Journal:
         except DarkroomError as error:
             log.warning("requests could not be logged; they wait", error=str(error), count=len(calls))
             self._waiting = (calls + self._waiting)[:MOST]
+        except Exception:
+            log.exception("requests could not be logged", count=len(calls))  # one of them cannot be written; the next ones may

@@ -247,5 +247,8 @@ def test_limits_of_a_key_are_told_and_kept(server: Server) -> None:
     assert pixels(server.generate(headers=headers)).shape
     over = server.generate(headers=headers)
     assert "pixel-steps a day" in errors(over, 429)["errors"][0]
+    server.cli("key", "limits", public_id, "--pictures-per-minute", "2")
+    larger = server.generate(n=3, headers=headers | {"Accept": "application/json"})  # it would have to wait for ever
+    assert "n must be at most 2" in errors(larger, 422)["errors"][0]
     server.cli("key", "limits", public_id, "--default")
     assert "RateLimit" not in server.generate(headers=headers).headers

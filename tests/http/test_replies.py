@@ -242,3 +242,31 @@ def test_store_false_keeps_nothing_after_the_delivery(server: Server) -> None:
     shown = requests.get(f"{server.host}/v1/jobs/{sync.headers['X-Job-Id']}", headers=server.headers(), timeout=30).json()
     assert shown["parameters"]["prompt"] == ""
     assert shown["images"] == []
+
+
+def test_what_must_be_told_or_is_gone_is_made_anew(server: Server) -> None:
+    plain = {"Cache-Control": ""}
+    first = server.generate(seed=75, headers=plain)
+    told_of = server.generate(seed=75, webhook_url="https://pictures.example/", headers=plain | {"Prefer": "respond-async"})
+    assert told_of.headers["X-Cache"] == "miss"
+    for job_id in (first.headers["X-Job-Id"], ended(server, told_of.json()["id"])["id"]):
+        for file in (server.data_dir / "pictures").rglob(f"{job_id}*.png"):
+            file.unlink()
+    again = server.generate(seed=75, headers=plain)
+    assert again.headers["X-Cache"] == "miss"
+    assert pixels(again).shape == (128, 128, 3)
+
+
+def test_a_cancelled_job_leaves_no_files_and_its_progress_never_falls(server: Server) -> None:
+    job_id = server.generate(n=8, steps=50, cfg_scale=1, headers={"Prefer": "respond-async"}).json()["id"]
+    seen: list[dict] = []
+    while not seen or seen[-1]["step"] < 120:
+        job = requests.get(f"{server.host}/v1/jobs/{job_id}", headers=server.headers(), timeout=30).json()
+        if job["progress"]:
+            seen.append(job["progress"])
+        assert job["status"] in ("queued", "running")
+    requests.post(f"{server.host}/v1/jobs/{job_id}/cancel", headers=server.headers(), timeout=30)
+    assert ended(server, job_id)["status"] == "cancelled"
+    assert {one["of"] for one in seen} == {400}
+    assert [one["step"] for one in seen] == sorted(one["step"] for one in seen)
+    assert not list((server.data_dir / "pictures").rglob(f"{job_id}*"))

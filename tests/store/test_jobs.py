@@ -109,7 +109,7 @@ async def test_a_job_with_a_client_on_the_line_is_for_that_gateway_alone(rows: J
     assert await claim(rows, "gw-1") == ["job-1"]
     assert [one.id for one in await rows.left_behind("gw-1")] == ["job-1"]
     await rows.heartbeat("gw-1", now=10, until=70)
-    assert await rows.lost(now=100, silent_since=5, owner="gw-2") == ([], [])
+    assert await rows.lost(now=100, silent_since=5, owner="gw-2") == ([], [], [])
     assert [one.id for one in (await rows.lost(now=100, silent_since=50, owner="gw-2"))[0]] == ["job-1"]
 
 
@@ -117,6 +117,32 @@ async def test_a_job_that_could_not_begin_in_time_is_found_and_not_claimed(rows:
     await put(rows, job("job-1", start_by=9.0))
     assert await claim(rows, now=10) == []
     assert [one.id for one in (await rows.lost(10, 0, "gw-1"))[1]] == ["job-1"]
+
+
+async def test_only_models_that_are_served_are_claimed_and_nothing_that_is_in_hand(rows: JobStore) -> None:
+    await put(rows, job("job-1"))
+    await put(rows, job("job-2"))
+    claimed = await rows.claim("gw-1", 10.0, 70.0, 9, 9, NONE, ["other"])
+    assert claimed == []
+    claimed = await rows.claim("gw-1", 10.0, 70.0, 9, 9, NONE, ["demo-xl"], ["job-1"])
+    assert [one.job.id for one in claimed] == ["job-2"]
+    await rows.heartbeat("gw-2", 90, 150)
+    assert (await rows.lost(100.0, 80.0, "gw-1", ["other"]))[2] == []  # another gateway may serve it
+    assert [one.id for one in (await rows.lost(100.0, 95.0, "gw-1", ["other"]))[2]] == ["job-1", "job-2"]
+
+
+async def test_limits_hold_for_requests_of_one_instant(rows: JobStore) -> None:
+    limits = Limits(queued=2, pictures_per_minute=4)
+    entries = await asyncio.gather(*(put(rows, job(f"job-{i}", created_at=100.0), limits) for i in range(12)))
+    assert sum(entry.job is not None for entry in entries) == 2
+
+
+async def test_a_key_whose_pictures_are_gone_is_free_again(rows: JobStore) -> None:
+    await put(rows, job("job-1"), key="k", body_hash="b")
+    await finish(rows, "job-1", picture("pic-1", "job-1"))
+    assert (await put(rows, job("job-2"), key="k", body_hash="b")).joined
+    await rows.drop_picture(picture("pic-1", "job-1"))
+    assert not (await put(rows, job("job-3"), key="k", body_hash="b")).joined
 
 
 async def test_who_holds_a_job_is_asked_to_cancel_it(rows: JobStore) -> None:

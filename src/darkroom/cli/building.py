@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -158,6 +159,7 @@ def news_of(settings: Settings) -> Callable[[Job, Sequence[PictureRow]], dict[st
         if not job.webhook_url:
             return None
         event, now = f"job.{job.status.value}", job.ended_at or job.created_at
+        job = job if job.keep else replace(job, with_prompt=False)  # the outbox is no place for what is not to be kept
         body = event_body(event, shown(job, settings.public_url.rstrip("/"), pictures), now)
         return outbox_row(job.id, job.service_id, job.webhook_url, event, body, now)
 
@@ -167,8 +169,10 @@ def news_of(settings: Settings) -> Callable[[Job, Sequence[PictureRow]], dict[st
 def gateway_id(data_dir: Path) -> str:
     """This gateway's name, kept in its data folder: after a start it knows at once what its earlier life left behind."""
     path = data_dir / "gateway"
-    if not path.exists():
-        path.write_text(f"gw-{secrets.token_hex(8)}")
+    if not path.exists() or not path.read_text():
+        draft = path.with_suffix(".new")
+        draft.write_text(f"gw-{secrets.token_hex(8)}")
+        os.replace(draft, path)
     return path.read_text()
 
 

@@ -15,7 +15,7 @@ class LocalGallery:
 
     def put(self, name: str, content: bytes) -> str:
         """Write a file, on disk before this returns; the key that names it. Raises OSError."""
-        key = f"{name[-2:]}/{name}.png"
+        key = self._key(name)
         self._write(self._root / key, content)
         return key
 
@@ -31,6 +31,10 @@ class LocalGallery:
         """Raises FileNotFoundError."""
         return self._thumbnail(key).read_bytes()
 
+    def remove(self, name: str) -> None:
+        """As delete, by the name that the file was put under."""
+        self.delete(self._key(name))
+
     def delete(self, key: str) -> None:
         """Remove a file and its thumbnail; what is gone is let be."""
         for path in (self._root / key, self._thumbnail(key)):
@@ -38,6 +42,10 @@ class LocalGallery:
 
     def _thumbnail(self, key: str) -> Path:
         return (self._root / key).with_suffix(".webp")
+
+    @staticmethod
+    def _key(name: str) -> str:
+        return f"{name[-2:]}/{name}.png"
 
     @staticmethod
     def _write(path: Path, content: bytes) -> None:

@@ -76,8 +76,6 @@ async def _ended(desk: Desk, ended: Ended, base: str, as_url: bool) -> tuple[str
         return "finished", shown(job, base, pictures) | {"image": None, "note": str(error)}
     body = shown(job, base, pictures)
     images = images or [{"url": image["url"], "seed": image["seed"], "media_type": "image/png"} for image in body["images"]]
-    if not as_url:
-        await desk.jobs.delivered(Ended(job, tuple(pictures)))
     return "finished", body | {"image": images[0] if images else None, "images": images or body["images"]}
 
 

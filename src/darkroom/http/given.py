@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
+from starlette.background import BackgroundTask
 
 from darkroom import checks, picture
 from darkroom.errors import ModelNotFound
@@ -100,7 +101,7 @@ async def _make(request: Request, desk: Desk, key: ApiKey, params: Params, asked
         ended = await desk.jobs.pngs(ended)
         reply = await picture_reply(ended, wishes, headers) if wishes.is_picture else json_reply(ended, base, as_url, headers)
         if not as_url:
-            await desk.jobs.delivered(ended)
+            reply.background = BackgroundTask(desk.jobs.delivered, ended)  # once it was sent
         return reply
 
 

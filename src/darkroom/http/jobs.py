@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.background import BackgroundTask
 
 from darkroom.http.desk import Desk, desk_of
 from darkroom.http.events import stream
@@ -55,7 +56,7 @@ async def image(request: Request) -> Response:
     wishes = Wishes(media if media.startswith("image/") else "image/png", quality)
     ended = await desk.jobs.picture(found, query(request, {"place": whole(0, 7)}).get("place", 0))
     reply = await picture_reply(ended, wishes, {"ETag": f'"{ended.pictures[0].sha256[:32]}"', "Cache-Control": "private, max-age=31536000, immutable"})
-    await desk.jobs.delivered(ended)
+    reply.background = BackgroundTask(desk.jobs.delivered, ended)  # once it was sent
     return reply
 
 

@@ -130,17 +130,22 @@ class Jobs:
         )  # fmt: skip
 
     async def _take(self, job: Job, key: ApiKey, asked: Asked) -> Taken:
-        if asked.cacheable and not asked.idempotency_key and job.fingerprint:
+        if asked.cacheable and not asked.idempotency_key and not asked.webhook_url and job.fingerprint:
             known = await self._rows.like(job.service_id, job.fingerprint, job.with_prompt)
-            if known is not None:
+            if known is not None and await self._has_files(known):
                 return Taken(known, hit=True)
         image, kept = asked.params.image, None
         if image is not None and not job.attached:
             kept = await asyncio.to_thread(zlib.compress, image, 1)
+        _check_size(job, key.limits or self._limits)
+        if image is not None and job.attached:
+            self._runs.hold(job.id, image)
         entry = await self._rows.accept(
             job, described(job.params, None), self._max_queue, max(1, int(self._max_queue * SHARE_OF_KEY)), key.limits or self._limits,
             kept, asked.idempotency_key, asked.body_hash, job.created_at - KEY_KEPT,
         )  # fmt: skip
+        if entry.job is None or entry.joined:
+            self._runs.drop(job.id)
         if entry.other_body:
             raise OtherBody("the header Idempotency-Key came with another body before; use a new key for a new request")
         if entry.full is not None:
@@ -149,8 +154,15 @@ class Jobs:
             raise error
         if not entry.joined:
             self._outlook.add(entry.job.id)
-            self._runs.poke(job.id, image if job.attached else None)
+            self._runs.poke()
         return Taken(entry.job, entry.joined, quotas=entry.quotas)
+
+    async def _has_files(self, job: Job) -> bool:
+        try:
+            await self.pngs(Ended(job))
+        except NotFound:
+            return False
+        return True
 
     def retry_after(self) -> int:
         """Seconds until a place in the queue should be free, from measured step times."""
@@ -201,7 +213,7 @@ class Jobs:
     def progress(self, job: Job) -> dict[str, int] | None:
         """Steps done of those to do, over all pictures, of a job that runs here."""
         steps = None if job.ended else self._watches.steps(job.id)
-        return steps and {"step": steps[0], "of": steps[1]}
+        return steps and {"step": steps[0], "of": steps[1] * job.n}
 
     async def seconds_left(self, job_id: str) -> float | None:
         return await self._outlook.seconds_left(job_id)
@@ -315,6 +327,8 @@ class Jobs:
                     await self._tell_waiting(watched)
             except DarkroomError as error:
                 log.warning("watched jobs could not be looked after", error=str(error))
+            except Exception:
+                log.exception("watched jobs could not be looked after")
 
     async def _look_after(self, job_ids: Sequence[str]) -> None:
         """Tell the end of jobs that do not run here."""
@@ -335,6 +349,8 @@ class Jobs:
                 await self.sweep(time.time())
             except (DarkroomError, OSError) as error:
                 log.warning("old jobs could not be cleared away", error=str(error))
+            except Exception:
+                log.exception("old jobs could not be cleared away")
             await asyncio.sleep(SWEEP)
 
     async def sweep(self, now: float) -> None:
@@ -351,3 +367,12 @@ class Jobs:
         for row in await self._rows.not_kept(now - NOT_KEPT, AT_ONCE):
             await self.delivered(Ended(replace(await self.find(row.service_id, row.job_id)), (row,)))
         await self._rows.forget_keys(now - KEY_KEPT)
+
+
+def _check_size(job: Job, limits: Limits) -> None:
+    """What is larger than a limit would wait for ever. Raises Invalid."""
+    if limits.pictures_per_minute and job.n > limits.pictures_per_minute:
+        raise Invalid(f"n must be at most {limits.pictures_per_minute}, the pictures that this key may make a minute, got {job.n}", name="invalid_n")
+    if limits.pixel_steps_per_day and job.pixel_steps > limits.pixel_steps_per_day:
+        line = f"width x height x steps x n must be at most {limits.pixel_steps_per_day}, what this key may use a day, got {job.pixel_steps}"
+        raise Invalid(line, name="invalid_request")

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -56,7 +56,10 @@ STOPPED = "shutting_down"  # what a Worker says of a job that it will not do any
 class Rows(Protocol):
     """Where jobs are kept; see `store/jobs.py`."""
 
-    async def claim(self, owner: str, now: float, until: float, room: int, room_of_key: int, default: Limits) -> list[Any]: ...
+    async def claim(
+        self, owner: str, now: float, until: float, room: int, room_of_key: int, default: Limits, models: Collection[str] = (),
+        in_hand: Collection[str] = (),
+    ) -> list[Any]: ...  # fmt: skip
     async def find(self, job_id: str, service_id: str | None = None) -> Job | None: ...
     async def input(self, job_id: str) -> bytes | None: ...
     async def begin(self, job_id: str, owner: str, now: float) -> None: ...
@@ -67,7 +70,9 @@ class Rows(Protocol):
     ) -> bool: ...  # fmt: skip
     async def heartbeat(self, owner: str, now: float, until: float) -> tuple[set[str], set[str]]: ...
     async def release(self, owner: str, job_ids: Sequence[str] | None = None) -> int: ...
-    async def lost(self, now: float, silent_since: float, owner: str) -> tuple[list[Job], list[Job]]: ...
+    async def lost(
+        self, now: float, silent_since: float, owner: str, models: Collection[str] = ()
+    ) -> tuple[list[Job], list[Job], list[Job]]: ...  # fmt: skip
     async def left_behind(self, owner: str) -> list[Job]: ...
 
 
@@ -77,6 +82,7 @@ class Gallery(Protocol):
     def put(self, name: str, content: bytes) -> str: ...
     def get(self, key: str) -> bytes: ...
     def delete(self, key: str) -> None: ...
+    def remove(self, name: str) -> None: ...
 
 
 class Worker(Protocol):
@@ -141,11 +147,17 @@ class Runs:
         """Claim and carry out until cancelled."""
         await asyncio.gather(self._claiming(), self._beating())
 
-    def poke(self, job_id: str = "", image: bytes | None = None) -> None:
-        """A job may be there to claim; `image` is its init picture where it was not written down."""
-        if image is not None:
-            self._images[job_id] = image
+    def poke(self) -> None:
+        """A job may be there to claim."""
         self._wake.set()
+
+    def hold(self, job_id: str, image: bytes) -> None:
+        """The init picture of a job that is about to be accepted, and ends with this process anyway."""
+        self._images[job_id] = image
+
+    def drop(self, job_id: str) -> None:
+        """The job was not taken."""
+        self._images.pop(job_id, None)
 
     def stop_claiming(self) -> None:
         """Take nothing new: the server is about to close."""
@@ -180,6 +192,8 @@ class Runs:
                         await self._clear_lost()
             except Unavailable as error:
                 log.warning("no jobs could be claimed", error=str(error))
+            except Exception:
+                log.exception("no jobs could be claimed")  # the next look may do better; without one, none would ever run
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), POLL)
 
@@ -188,7 +202,9 @@ class Runs:
         if room <= 0:
             return
         now = time.time()
-        for claim in await self._rows.claim(self.owner, now, now + self._lease, room, IN_HAND_OF_KEY, self._limits):
+        for claim in await self._rows.claim(
+            self.owner, now, now + self._lease, room, IN_HAND_OF_KEY, self._limits, list(self._cards), list(self._runs)
+        ):  # fmt: skip
             self._runs[claim.job.id] = _Run(claim.job, time.time())
             task = asyncio.create_task(self._carry_out(self._runs[claim.job.id], claim.weight))
             self._tasks.add(task)
@@ -197,10 +213,13 @@ class Runs:
     async def _clear_lost(self) -> None:
         """End what nobody will begin any more."""
         now = time.time()
-        orphans, late = await self._rows.lost(now, now - 3 * self._lease, self.owner)
+        orphans, late, strange = await self._rows.lost(now, now - 3 * self._lease, self.owner, list(self._cards))
         for job in orphans:
             if job.home != self.owner:
                 await self.end(replace(job, status=Status.FAILED, fault=Fault("shutting_down", LEFT_BEHIND, 503)))
+        for job in strange:
+            fault = Fault("model_unavailable", f"{job.params.model} is not served any more", 503)
+            await self.end(replace(job, status=Status.FAILED, fault=fault))
         for job in late:
             await self.end(replace(job, status=Status.FAILED, fault=fault_of(_too_late(job))))
 
@@ -216,6 +235,8 @@ class Runs:
                     self.stop(job_id, JobCancelled("another gateway has taken the job over"))
             except Unavailable as error:
                 log.warning("the leases could not be renewed", error=str(error))
+            except Exception:
+                log.exception("the leases could not be renewed")
             await asyncio.sleep(min(self._lease / 5, 2.0))
 
     # one job
@@ -227,6 +248,8 @@ class Runs:
             try:
                 image = await self._image(job)
                 await self._make(run, replace(job.params, image=image), weight)
+            except asyncio.CancelledError:
+                raise
             except _Released:
                 await self._insist(lambda: self._rows.release(self.owner, [job.id]))
             except JobCancelled as error:
@@ -237,8 +260,8 @@ class Runs:
                 await self.end(replace(job, status=Status.FAILED, fault=fault_of(error)), owner=self.owner)
             finally:
                 timer.cancel()
-                self._runs.pop(job.id, None)
-                self._images.pop(job.id, None)
+                if self._runs.get(job.id) is run:
+                    del self._runs[job.id]
                 self._wake.set()
 
     def _start_clock(self, run: _Run) -> asyncio.Handle:
@@ -270,6 +293,7 @@ class Runs:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._discard_made(job)
             raise
         rows, pngs, finished = zip(*made, strict=True)
         notes = notes_on(self._cards[params.model], params, finished[0]) if params.model in self._cards else ()
@@ -333,6 +357,7 @@ class Runs:
     ) -> bool:  # fmt: skip
         """Write the end of a job down, then tell it. False where it had ended, or is another gateway's by now."""
         job = replace(job, ended_at=time.time())
+        self._images.pop(job.id, None)
         less = {} if not job.keep and not pictures else described(job.params, job.steps_run, False) if not job.with_prompt else None
         written = await self._insist(lambda: self._rows.end(job, pictures, owner, self._news(job, pictures), less))
         if not written:
@@ -341,6 +366,12 @@ class Runs:
         self._watches.publish(job.id, Ended(job, pictures, pngs))
         self._told()
         return True
+
+    async def _discard_made(self, job: Job) -> None:
+        """Remove what was written of a job that will not be finished here. One that another gateway makes anew keeps its files."""
+        if not self._runs[job.id].lost:
+            for place in range(job.n):
+                await asyncio.to_thread(self._gallery.remove, f"{job.id}-{place}")
 
     async def _discard(self, job_id: str, pictures: tuple[PictureRow, ...]) -> None:
         """Remove the files of an end that came too late, unless who was quicker has made the same ones."""

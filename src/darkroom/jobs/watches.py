@@ -37,9 +37,9 @@ class Watch:
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Steps done, and to do in all, of the pictures that have begun."""
+        """Steps done over all pictures, and to do of each; 0 to do before the first is done."""
         newest = {one.place: one.event for one in self.news if isinstance(one.event, Progress)}
-        return sum(event.step for event in newest.values()), sum(event.of for event in newest.values())
+        return sum(event.step for event in newest.values()), max((event.of for event in newest.values()), default=0)
 
     @property
     def ended(self) -> bool:
@@ -86,12 +86,15 @@ class Watches:
     def __init__(self) -> None:
         self._boot = secrets.token_hex(4)
         self._watches: dict[str, Watch] = {}
+        self._closed = False
 
     @contextmanager
     def held(self, job_id: str) -> Iterator[Watch]:
         watch = self._watches.get(job_id)
         if watch is None:
             watch = self._watches[job_id] = Watch(self._boot)
+            if self._closed:
+                watch.close()
         watch.holders += 1
         try:
             yield watch
@@ -111,7 +114,8 @@ class Watches:
         return watch.steps if watch is not None and watch.steps[1] else None
 
     def close(self) -> None:
-        """End every watch: the server ends."""
+        """End every watch, also those to come: the server ends."""
+        self._closed = True
         for watch in self._watches.values():
             watch.close()
 

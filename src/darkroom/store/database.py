@@ -23,7 +23,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from darkroom.errors import DarkroomError, Unavailable
 
 BUSY_MS = 15_000  # that a write waits for somebody who holds the file; half of a lease, so that none is lost over it
-AWAY = re.compile(r"locked|busy|full|I/O|unable to open|connect|terminat|shutting down|starting up|timeout", re.IGNORECASE)  # not "no such table"
+AWAY = re.compile(r"locked|busy|full|I/O|unable to open", re.IGNORECASE)  # what SQLite says of its file; not "no such table"
+# PostgreSQL's classes of errors that pass: connection, transaction rollback (deadlock), resources, operator, and read-only
+PASSING = ("08", "40", "53", "57", "25006")
 MIGRATING = 7_290_113_441  # PostgreSQL's advisory lock, so that of several gateways that start one migrates
 
 
@@ -42,10 +44,10 @@ class Database:
             self._lock: Any = nullcontext()
             return
         assert path is not None
-        self._writer = create_async_engine(sa.URL.create("sqlite+aiosqlite", database=str(path)), pool_size=1, max_overflow=0)
+        self._writer = create_async_engine(sa.URL.create("sqlite+aiosqlite", database=str(path)), pool_size=1, max_overflow=0, hide_parameters=True)
         # mode=ro makes a write through the pool an error instead of a second writer
         reading = sa.URL.create("sqlite+aiosqlite", database=f"file:{quote(str(path))}", query={"mode": "ro", "uri": "true"})
-        self._readers = create_async_engine(reading, pool_size=4, max_overflow=0)
+        self._readers = create_async_engine(reading, pool_size=4, max_overflow=0, hide_parameters=True)
         self._lock = asyncio.Lock()
         _configure(self._writer, writer=True)
         _configure(self._readers, writer=False)
@@ -84,8 +86,18 @@ class _reached:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, sa.exc.OperationalError) and (error.connection_invalidated or AWAY.search(str(error.orig))):
+        if isinstance(error, sa.exc.TimeoutError) or (isinstance(error, sa.exc.DBAPIError) and _passes(error)):
             raise DatabaseBusy("the database does not answer now; try again", retry_after=5) from error
+
+
+def _passes(error: sa.exc.DBAPIError) -> bool:
+    """Whether the same call may do well a little later."""
+    state = getattr(error.orig, "sqlstate", None)
+    if isinstance(error, sa.exc.InterfaceError) or error.connection_invalidated:
+        return True
+    if state is not None:
+        return state.startswith(PASSING)
+    return isinstance(error, sa.exc.OperationalError) and ("sqlite" not in type(error.orig).__module__ or bool(AWAY.search(str(error.orig))))
 
 
 def _postgres(url: str) -> AsyncEngine:
@@ -94,7 +106,7 @@ def _postgres(url: str) -> AsyncEngine:
         if parsed.get_backend_name() != "postgresql":
             raise ValueError("it names no PostgreSQL")
         # READ COMMITTED, its default: every statement that must not race takes its rows by lock or by unique key
-        return create_async_engine(parsed.set(drivername="postgresql+psycopg"), pool_size=10, max_overflow=10, pool_pre_ping=True)
+        return create_async_engine(parsed.set(drivername="postgresql+psycopg"), pool_size=10, max_overflow=10, pool_pre_ping=True, hide_parameters=True)
     except ModuleNotFoundError as error:
         raise DarkroomError("PostgreSQL needs the extra: pip install 'darkroom[postgres]'") from error
     except (sa.exc.ArgumentError, ValueError) as error:

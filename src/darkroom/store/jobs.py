@@ -82,6 +82,8 @@ class JobStore:
         image: bytes | None, key: str, body_hash: str, kept_since: float,
     ) -> Entry:  # fmt: skip
         async with self._database.write() as connection:
+            # requests of one key come one after the other here, so that what is counted below holds until this is written
+            await connection.execute(sa.select(api_keys.c.public_id).where(api_keys.c.public_id == job.key_id).with_for_update())
             if key:
                 entry = await self._joined(connection, job.key_id, key, body_hash, kept_since)
                 if entry is not None:
@@ -111,6 +113,12 @@ class JobStore:
         if found["body_hash"] != body_hash:
             return Entry(None, other_body=True)
         return Entry(_job(found), joined=True)
+
+    async def _is_emptied(self, connection: AsyncConnection, found: Any) -> bool:
+        """Whether a finished job has lost pictures since."""
+        if found["status"] != Status.FINISHED:
+            return False
+        return (await connection.execute(sa.select(sa.func.count()).where(pictures.c.job_id == found["id"]))).scalar_one() < found["n"]
 
     async def _put_key(self, connection: AsyncConnection, row: dict[str, Any]) -> bool:
         put = _insert(connection, idempotency).values(row).on_conflict_do_nothing().returning(idempotency.c.key)
@@ -169,11 +177,15 @@ class JobStore:
 
     # at work
 
-    async def claim(self, owner: str, now: float, until: float, room: int, room_of_key: int, default: Limits) -> list[Claim]:
-        """Take up to `room` waiting jobs, for `until`: whose key has the fewest in hand comes first, then who came first. A lease
-        that ran out is as if there were none. Jobs with a client attached are for the gateway that the client speaks to."""
+    async def claim(
+        self, owner: str, now: float, until: float, room: int, room_of_key: int, default: Limits, models: Collection[str] = (),
+        in_hand: Collection[str] = (),
+    ) -> list[Claim]:  # fmt: skip
+        """Take up to `room` waiting jobs of these models (none named: of all), for `until`: whose key has the fewest in hand comes
+        first, then who came first. A lease that ran out is as if there were none, but for jobs in hand. Jobs with a client
+        attached are for the gateway that the client speaks to."""
         weights: dict[str, float] = {}
-        for row in await self._database.rows(_ranked(owner, now, room_of_key)):  # beside the writer: most looks find nothing
+        for row in await self._database.rows(_ranked(owner, now, room_of_key, models, in_hand)):  # beside the writer: most looks find nothing
             limits = limits_of(row["limits"]) or default
             if row["turn"] <= min(room_of_key, limits.concurrent or room_of_key) and len(weights) < room:
                 weights[row["id"]] = limits.weight
@@ -194,7 +206,7 @@ class JobStore:
         """The nets have begun with it."""
         held = (jobs.c.id == job_id, jobs.c.lease_owner == owner, jobs.c.status == Status.QUEUED.value)
         async with self._database.write() as connection:
-            await connection.execute(jobs.update().where(*held).values(status=Status.RUNNING.value, started_at=now))
+            await connection.execute(jobs.update().where(*held).values(status=Status.RUNNING.value, started_at=now, start_by=None))
 
     async def note_attempts(self, job_id: str, attempts: int) -> None:
         async with self._database.write() as connection:
@@ -239,14 +251,18 @@ class JobStore:
         async with self._database.write() as connection:
             return (await connection.execute(jobs.update().where(*where).values(free))).rowcount
 
-    async def lost(self, now: float, silent_since: float, owner: str) -> tuple[list[Job], list[Job]]:
-        """Jobs that nobody will begin any more: whose client hung on a gateway that is gone (or on an earlier life of the
-        owner's, where it has not been seen yet), and whose time to start is over."""
+    async def lost(self, now: float, silent_since: float, owner: str, models: Collection[str] = ()) -> tuple[list[Job], list[Job], list[Job]]:
+        """Jobs that nobody will begin any more: whose client hung on a gateway that is gone, whose time to start is over, and, where
+        the owner is the only gateway, whose model is none of these."""
         alive = sa.select(gateways.c.id).where(gateways.c.seen_at >= silent_since)
         free = sa.or_(jobs.c.lease_until.is_(None), jobs.c.lease_until < now)
         orphans = sa.select(jobs).where(jobs.c.status.in_(UNFINISHED), jobs.c.attached, free, jobs.c.home.not_in(alive))
         late = sa.select(jobs).where(jobs.c.status.in_(UNFINISHED), jobs.c.start_by < now, free)
-        return [_job(row) for row in await self._database.rows(orphans)], [_job(row) for row in await self._database.rows(late)]
+        others = sa.select(gateways.c.id).where(gateways.c.seen_at >= silent_since, gateways.c.id != owner)
+        strange = sa.select(jobs).where(jobs.c.status.in_(UNFINISHED), jobs.c.model.not_in(list(models)), free, ~others.exists())
+        queries = (orphans, late, strange if models else strange.where(sa.false()))
+        first, second, third = [[_job(row) for row in await self._database.rows(query)] for query in queries]
+        return first, second, third
 
     async def left_behind(self, owner: str) -> list[Job]:
         """Unfinished jobs of clients that hung on an earlier life of this gateway."""
@@ -386,14 +402,17 @@ def _claimable(owner: str, now: float) -> sa.ColumnElement[bool]:
     )  # fmt: skip
 
 
-def _ranked(owner: str, now: float, room_of_key: int) -> sa.Select[Any]:
+def _ranked(owner: str, now: float, room_of_key: int, models: Collection[str], in_hand: Collection[str]) -> sa.Select[Any]:
     """Waiting jobs of keys that have room, each with its turn: how many of its key's would be in hand if it were taken."""
-    in_hand = sa.select(jobs.c.key_id, sa.func.count().label("count")).where(jobs.c.status.in_(UNFINISHED), jobs.c.lease_until >= now)
-    held = in_hand.group_by(jobs.c.key_id).subquery()
+    counted = sa.select(jobs.c.key_id, sa.func.count().label("count")).where(jobs.c.status.in_(UNFINISHED), jobs.c.lease_until >= now)
+    held = counted.group_by(jobs.c.key_id).subquery()
     count = sa.func.coalesce(held.c.count, 0)
     turn = (sa.func.row_number().over(partition_by=jobs.c.key_id, order_by=(jobs.c.created_at, jobs.c.id)) + count).label("turn")
     query = sa.select(jobs.c.id, jobs.c.created_at, api_keys.c.limits, turn).join(api_keys, api_keys.c.public_id == jobs.c.key_id)
-    waiting = query.outerjoin(held, held.c.key_id == jobs.c.key_id).where(_claimable(owner, now), count < room_of_key).subquery()
+    waiting: Any = query.outerjoin(held, held.c.key_id == jobs.c.key_id).where(_claimable(owner, now), count < room_of_key)
+    waiting = waiting.where(jobs.c.model.in_(list(models))) if models else waiting
+    waiting = waiting.where(jobs.c.id.not_in(list(in_hand))) if in_hand else waiting
+    waiting = waiting.subquery()
     chosen = sa.select(waiting).where(waiting.c.turn <= room_of_key)
     return chosen.order_by(waiting.c.turn, waiting.c.created_at, waiting.c.id).limit(CANDIDATES)
 
