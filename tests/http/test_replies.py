@@ -112,6 +112,8 @@ def test_events_tell_the_way_of_a_job(server: Server) -> None:
     names = [one.event for one in events]
     assert names[0] == "queued"
     assert {"position", "seconds_to_start", "seconds_to_finish"} < set(events[0].data)
+    assert events[0].data["position"] >= 1
+    assert events[0].data["seconds_to_start"] is not None
     progress = [one.data for one in events if one.event == "progress"]
     assert [one["step"] for one in progress] == list(range(1, 11))
     assert all(one["of"] == 10 for one in progress)
@@ -122,6 +124,7 @@ def test_events_tell_the_way_of_a_job(server: Server) -> None:
     assert max(shown.size) <= 256
     assert names[-1] == "finished"
     assert events[-1].data["status"] == "finished"
+    assert events[-1].data["created_at"] <= events[-1].data["started_at"] <= events[-1].data["ended_at"]
     assert len({one.id for one in events if one.id}) == len([one for one in events if one.id])
 
 

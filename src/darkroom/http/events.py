@@ -29,7 +29,7 @@ def stream(desk: Desk, job: Job, base: str, last_id: str, as_url: bool, headers:
 
 async def _events(desk: Desk, job: Job, base: str, last_id: str, as_url: bool) -> AsyncIterator[bytes]:
     if job.status == Status.QUEUED and not last_id:
-        waiting = (await desk.jobs.outlook([job])).get(job.id) or Waiting(job.id, 0)
+        waiting = (await desk.jobs.outlook([job], roughly=True)).get(job.id) or Waiting(job.id, 1, 0.0)
         yield _sse("queued", _queued(job, waiting))
     async for news in desk.jobs.watch(job, last_id, PING):
         if news is None:

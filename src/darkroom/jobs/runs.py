@@ -253,11 +253,11 @@ class Runs:
             except _Released:
                 await self._insist(lambda: self._rows.release(self.owner, [job.id]))
             except JobCancelled as error:
-                await self.end(replace(job, status=Status.CANCELLED, fault=fault_of(error)), owner=self.owner)
+                await self.end(replace(run.job, status=Status.CANCELLED, fault=fault_of(error)), owner=self.owner)
             except Exception as error:
                 if not isinstance(error, DarkroomError):
                     log.exception("a job failed by a fault of ours", job=job.id)
-                await self.end(replace(job, status=Status.FAILED, fault=fault_of(error)), owner=self.owner)
+                await self.end(replace(run.job, status=Status.FAILED, fault=fault_of(error)), owner=self.owner)
             finally:
                 timer.cancel()
                 if self._runs.get(job.id) is run:
@@ -298,7 +298,7 @@ class Runs:
         rows, pngs, finished = zip(*made, strict=True)
         notes = notes_on(self._cards[params.model], params, finished[0]) if params.model in self._cards else ()
         ended = replace(
-            job, status=Status.FINISHED, steps_run=finished[0].steps_run, queue_seconds=min(one.queue_seconds for one in finished),
+            run.job, status=Status.FINISHED, steps_run=finished[0].steps_run, queue_seconds=min(one.queue_seconds for one in finished),
             inference_seconds=max(one.inference_seconds for one in finished), notes=notes,
         )  # fmt: skip
         await self.end(ended, tuple(row for row in rows if row.key), pngs, self.owner)
@@ -345,8 +345,9 @@ class Runs:
         job_id = run.job.id
         match event:
             case Began() if not run.begun:
-                run.begun = True
-                await self._insist(lambda: self._rows.begin(job_id, self.owner, time.time()))
+                run.begun, now = True, time.time()
+                run.job = replace(run.job, started_at=now)
+                await self._insist(lambda: self._rows.begin(job_id, self.owner, now))
             case Retrying(_, attempts):
                 await self._insist(lambda: self._rows.note_attempts(job_id, attempts))
             case Loading() | Progress() | Preview():
