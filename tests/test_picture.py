@@ -107,3 +107,20 @@ def test_loras_stand_in_the_text_as_in_the_web_ui_and_in_ours() -> None:
     assert json.loads(text["darkroom"])["loras"] == [{"name": "pixel-art", "scale": 0.8}, {"name": "sketch", "scale": -1.0}]
     text = Image.open(io.BytesIO(to_png(noise(128, 128).tobytes(), params, 20, with_prompt=False))).text
     assert text["parameters"].startswith("<lora:pixel-art:0.8> <lora:sketch:-1>\nSteps: 20, ")
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGBA", "PNG"), ("RGB", "JPEG"), ("L", "PNG"), ("P", "PNG")])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_picture_is_reduced_on_the_way_and_looks_the_same(mode: str, kind: str, orientation: int) -> None:
+    big = noise(16, 8).resize((4096, 2048), Image.Resampling.BICUBIC)
+    big.putalpha(128)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    out = io.BytesIO()
+    big.convert(mode).save(out, kind, exif=exif)
+    pixels, width, height = from_upload(out.getvalue(), CARD, 10**7, 256 * 512)
+    white = Image.new("RGBA", big.size, "white")
+    plain = Image.alpha_composite(white, big.convert(mode).convert("RGBA")).convert("RGB").resize((512, 256), Image.Resampling.LANCZOS)
+    wanted = plain.transpose(Image.Transpose.ROTATE_270) if orientation == 6 else plain
+    assert (width, height) == wanted.size
+    assert np.abs(np.frombuffer(pixels, np.uint8).astype(int) - np.asarray(wanted).ravel()).mean() < 2

@@ -23,6 +23,9 @@ from darkroom.types import ApiKey, Limits, Service
 ALPHABET = "23456789abcdefghijkmnpqrstuvwxyz"  # without 0, 1, l and o, which people misread
 KEY = re.compile(r"dk_([a-z0-9]{12})_([A-Za-z0-9_-]{43})_([0-9a-f]{8})")
 CONSOLE = "console"  # role of the keys that the dashboard uses itself
+MOST = 10**15  # that a limit may be; more is as good as none, and no longer exact where JSON is read
+LIGHTEST, HEAVIEST = 1e-6, 1e6  # weight of a key
+LATEST = 253_402_300_800.0  # the year 10000, in seconds since the epoch
 SAVE_USES = 20.0  # seconds between two writes of "last used": a write a request would be the dearest part of a small one
 
 
@@ -90,8 +93,11 @@ class Access:
         return await self.service(service_id)
 
     async def create_key(self, service_id: str | None = None, name: str = "default", expires_at: float | None = None) -> tuple[ApiKey, str]:
-        """A new key, of the oldest service where none is named, and its text, which is not kept and cannot be shown again."""
+        """A new key, of the oldest service where none is named, and its text, which is not kept and cannot be shown again.
+        Raises NotFound or Invalid."""
         _check_name(name)
+        if expires_at is not None and not time.time() < expires_at < LATEST:
+            raise Invalid("expires_at must be an instant that is still to come, before the year 10000", name="invalid_expires_at")
         service = await self.choose(service_id)
         public_id = "".join(secrets.choice(ALPHABET) for _ in range(12))
         body = f"dk_{public_id}_{secrets.token_urlsafe(32)}"
@@ -122,6 +128,13 @@ class Access:
         """Those that people have, oldest first."""
         return [key for key in await self._rows.keys(service_id) if key.role != CONSOLE]
 
+    async def key(self, public_id: str) -> ApiKey:
+        """One that a person has. Raises NotFound."""
+        for key in await self.keys():
+            if key.public_id == public_id:
+                return key
+        raise NotFound(f"there is no key {public_id}")
+
     async def revoke(self, public_id: str) -> None:
         """Raises NotFound for an unknown key or one that was revoked before."""
         if not await self._rows.revoke(public_id):
@@ -129,8 +142,9 @@ class Access:
 
     async def set_limits(self, public_id: str, limits: Limits | None) -> None:
         """What one key may do; None gives it the server's limits again. Raises NotFound or Invalid."""
-        if limits is not None and (min(limits.concurrent, limits.queued, limits.pictures_per_minute, limits.pixel_steps_per_day) < 0 or limits.weight <= 0):
-            raise Invalid("limits must be 0 (none) or more, and the weight above 0", name="invalid_limits")
+        if limits is not None:
+            _check_limits(limits)
+        await self.key(public_id)
         if not await self._rows.set_limits(public_id, limits):
             raise NotFound(f"there is no key {public_id}")
 
@@ -201,6 +215,12 @@ def read_pepper(data_dir: Path) -> bytes:
 def _checksum(body: str) -> str:
     """Lets a typing error, or a secret scanner, be answered without a look into the rows."""
     return f"{zlib.crc32(body.encode()):08x}"
+
+
+def _check_limits(limits: Limits) -> None:
+    wholes = limits.concurrent, limits.queued, limits.pictures_per_minute, limits.pixel_steps_per_day
+    if not all(0 <= one <= MOST for one in wholes) or not LIGHTEST <= limits.weight <= HEAVIEST:
+        raise Invalid(f"limits must be 0 (none) to {MOST}, and the weight {LIGHTEST:f} to {HEAVIEST:g}", name="invalid_limits")
 
 
 def _check_name(name: str) -> None:

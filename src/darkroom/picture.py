@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image, ImageOps, PngImagePlugin
@@ -15,7 +16,8 @@ from darkroom.types import ModelCard, Params
 
 GRID = 64  # sides are multiples of it
 MIN_SIDE = 128
-EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # of EXIF 2.3
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # by a quarter or three, of EXIF 2.3
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked on the header, before anything is decoded
 
@@ -92,15 +94,36 @@ def from_upload(
     try:
         with Image.open(io.BytesIO(content), formats=(kind,)) as image:
             _check_header(image, kind, max_input)
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            picture = _rgb(upright if upright is not None else image)
+            picture = _fitted(image, lambda w, h: output_size(w, h, card.max_side, max_output, width, height))
     except (TooLarge, Invalid):
         raise
     except Exception as error:  # Pillow raises a dozen kinds for broken files
         raise Invalid(f"image must be a whole {kind} picture, but it is broken or cut off ({type(error).__name__})", name="invalid_image") from error
-    size = output_size(*picture.size, card.max_side, max_output, width, height)
-    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS).tobytes(), *size
+    return picture.tobytes(), *picture.size
+
+
+def _fitted(image: Image.Image, size_of: Callable[[int, int], tuple[int, int]]) -> Image.Image:
+    """An opened picture as RGB of the size that `size_of` gives for its own. It is made small before it is turned and flattened,
+    each of which takes copies of it: a large one would take a GB."""
+    whole = image.size
+    if image.format in ("JPEG", "MPO"):  # its EXIF is read already; of a large one fewer pixels need be decoded
+        spare = _spare(whole, _size(image, whole, size_of))
+        image.draft(None, (whole[0] // spare, whole[1] // spare))
+    image.load()
+    size = _size(image, whole, size_of)
+    small = _plain(image, _spare(image.size, size))
+    ImageOps.exif_transpose(small, in_place=True)
+    return _flat(ImageOps.fit(small, size, Image.Resampling.LANCZOS))
+
+
+def _size(image: Image.Image, whole: tuple[int, int], size_of: Callable[[int, int], tuple[int, int]]) -> tuple[int, int]:
+    """The size to come of a picture that has the size `whole` in its file, where EXIF may turn it."""
+    return size_of(*(whole[::-1] if image.getexif().get(ORIENTATION) in TURNED else whole))
+
+
+def _spare(have: tuple[int, int], want: tuple[int, int]) -> int:
+    """By how much a picture can be reduced and still have twice the pixels a side that it is to have, however it is turned; 1: not at all."""
+    return max(1, min(min(have) // (2 * min(want)), max(have) // (2 * max(want))))
 
 
 def output_size(width: int, height: int, max_side: int, max_pixels: int, want_width: int | None = None, want_height: int | None = None) -> tuple[int, int]:
@@ -150,12 +173,17 @@ def _check_header(image: Image.Image, kind: str, max_input: int) -> None:
         raise Invalid(f"image must be a single picture, got an animation of {frames} frames", name="invalid_image")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16-bit grey scaled, transparency flattened onto white."""
+def _plain(image: Image.Image, spare: int) -> Image.Image:
+    """Any mode to L, RGB or RGBA, reduced by `spare`; 16-bit grey scaled."""
     if image.mode.startswith("I"):
-        image = image.convert("I").point(lambda level: level * (1 / 257)).convert("L")
-    if "A" in image.getbands() or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+        return image.convert("I").reduce(spare).point(lambda level: level * (1 / 257)).convert("L")
+    mode = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
+    plain = image if image.mode in ("L", mode) and "transparency" not in image.info else image.convert(mode)
+    return plain.reduce(spare) if spare > 1 else plain
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """Transparency flattened onto white."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -26,6 +26,8 @@ SHORTEST = 10  # characters of a password
 LONGEST = 1000
 ATTEMPTS, WINDOW = 10, 300.0  # failed sign-ins in so many seconds, of one address
 ADDRESSES = 10_000  # that failed attempts are remembered of
+LINK_LASTS = 86_400.0  # seconds of a one-time link
+HASHING = 2  # passwords at once: argon2id takes 64 MB for each
 LINK, PASSWORD = "link", "password"
 
 
@@ -49,24 +51,25 @@ class Sessions:
     def __init__(self, rows: Rows, given: str = ""):
         self._rows, self._given = rows, given
         self._hasher = PasswordHasher()
+        self._hashing = asyncio.Semaphore(HASHING)
         self._failed: dict[str, deque[float]] = {}
 
     async def new_link(self) -> str:
-        """A token that signs in once; the one before is void."""
+        """A token that signs in once, within a day; the one before is void."""
         token = secrets.token_urlsafe(32)
-        await self._rows.set_fact(LINK, _hashed(token).hex())
+        await self._rows.set_fact(LINK, f"{_hashed(token).hex()} {time.time():.0f}")
         return token
 
     async def has_password(self) -> bool:
         return bool(self._given) or await self._rows.fact(PASSWORD) is not None
 
     async def sign_in(self, address: str, agent: str, link: str = "", password: str = "") -> tuple[Session, str]:
-        """A session and the value of its cookie. Raises TooMany, or Unauthorized for a link that was used or a wrong password."""
-        self._check_attempts(address)
-        if link and not await self._rows.take_fact(LINK, _hashed(link).hex()):
-            raise self._failure(address, "this link was used, or replaced by a newer one; make another with: darkroom link")
+        """A session and the value of its cookie. Raises TooMany, or Unauthorized for a link that is void or a wrong password."""
+        self._note_attempt(address)
+        if link and not await self._take_link(link):
+            raise Unauthorized("this link was used, is a day old, or was replaced by a newer one or a password; make another with: darkroom link")
         if not link and not await self._is_password(password):
-            raise self._failure(address, "the password is wrong")
+            raise Unauthorized("the password is wrong")
         self._failed.pop(address, None)
         now, token = time.time(), secrets.token_urlsafe(32)
         session = Session(f"ses-{secrets.token_hex(8)}", secrets.token_urlsafe(24), agent[:200], now, now, now + LASTS)
@@ -92,17 +95,21 @@ class Sessions:
             raise NotFound("there is no such session")
 
     async def set_password(self, new: str, session: Session | None = None, old: str = "", address: str = "") -> None:
-        """A new password; all other sessions end. From a session the old one is asked for, where there is one. Raises Invalid,
+        """A new password; all other sessions end, and so does the link. From a session the old one is asked for, where there is one. Raises Invalid,
         Unauthorized, TooMany."""
         if self._given:
             raise Invalid("the password stands in the server's settings, and is changed there", name="invalid_password")
         if not SHORTEST <= len(new) <= LONGEST:
             raise Invalid(f"password must have {SHORTEST} to {LONGEST} characters, got {len(new)}", name="invalid_password")
         if session is not None and await self.has_password():
-            self._check_attempts(address)
+            self._note_attempt(address)
             if not await self._is_password(old):
-                raise self._failure(address, "the old password is wrong")
-        await self._rows.set_fact(PASSWORD, await asyncio.to_thread(self._hasher.hash, new))
+                raise Unauthorized("the old password is wrong")
+            self._failed.pop(address, None)
+        async with self._hashing:
+            hashed = await asyncio.to_thread(self._hasher.hash, new)
+        await self._rows.set_fact(PASSWORD, hashed)
+        await self._rows.set_fact(LINK, None)
         await self._rows.remove_others(session.id if session is not None else "", time.time())
 
     async def _is_password(self, text: str) -> bool:
@@ -111,7 +118,15 @@ class Sessions:
         kept = await self._rows.fact(PASSWORD)
         if kept is None or len(text) > LONGEST:
             return False
-        return await asyncio.to_thread(self._matches, kept, text)
+        async with self._hashing:
+            return await asyncio.to_thread(self._matches, kept, text)
+
+    async def _take_link(self, token: str) -> bool:
+        kept = await self._rows.fact(LINK) or ""
+        hashed, _, made_at = kept.partition(" ")
+        if not made_at or float(made_at) < time.time() - LINK_LASTS or not hmac.compare_digest(hashed, _hashed(token).hex()):
+            return False
+        return await self._rows.take_fact(LINK, kept)  # of two who come at once one has it
 
     def _matches(self, kept: str, text: str) -> bool:
         try:
@@ -119,18 +134,16 @@ class Sessions:
         except (Argon2Error, InvalidHashError):
             return False
 
-    def _check_attempts(self, address: str) -> None:
-        failed = self._failed.get(address, deque())
+    def _note_attempt(self, address: str) -> None:
+        """Counts as failed until it succeeds, so that many at once are no more than one after the other. Raises TooMany."""
+        if len(self._failed) >= ADDRESSES and address not in self._failed:
+            self._failed.pop(next(iter(self._failed)))
+        failed = self._failed.setdefault(address, deque())
         while failed and failed[0] < time.monotonic() - WINDOW:
             failed.popleft()
         if len(failed) >= ATTEMPTS:
             raise TooMany("too many failed attempts to sign in", retry_after=failed[0] + WINDOW - time.monotonic())
-
-    def _failure(self, address: str, why: str) -> Unauthorized:
-        if len(self._failed) >= ADDRESSES and address not in self._failed:
-            self._failed.pop(next(iter(self._failed)))
-        self._failed.setdefault(address, deque(maxlen=ATTEMPTS)).append(time.monotonic())
-        return Unauthorized(why)
+        failed.append(time.monotonic())
 
 
 def _hashed(token: str) -> bytes:

@@ -19,6 +19,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     data_dir: Path = Field(Path("data"), description="where rows, pictures, secrets and measured costs are kept")
     public_url: str = Field("", description="base URL that clients see, when a proxy stands before the server")
+    proxy_headers: bool = Field(False, description="believe X-Forwarded-* of a proxy on this machine; only where every call comes through one")
     model: str = Field(
         "auto",
         description="the model to serve: a known name, a folder, a .safetensors file or a hub id; several with commas between, "
@@ -32,9 +33,9 @@ class Settings(BaseSettings):
     max_lora_bytes: int = Field(2 * 2**30, ge=0, description="bytes of LoRAs kept in memory for later requests, beside those in use")
     max_rows: int = Field(16, ge=2, description="rows of one forward pass at most (a guided sample takes two)")
     max_queue: int = Field(1000, ge=1, description="jobs that wait or run at once, of which one key may have three quarters; more are answered with 429")
-    max_streams: int = Field(2000, ge=1, description="open streams of events at once; more are answered with 429")
+    max_streams: int = Field(2000, ge=1, description="open streams of events at once, of which one key may have three quarters; more are answered with 429")
     max_attempts: int = Field(3, ge=1, description="times that a worker may die on a job before the job fails")
-    max_concurrent: int = Field(256, ge=1, description="open requests at once; more are answered with 429")
+    max_concurrent: int = Field(256, ge=1, description="open requests at once, of which one key may have three quarters; more are answered with 429")
     max_body_bytes: int = Field(20 * 2**20, ge=2**16, description="bytes of a request body at most")
     body_timeout: float = Field(60, gt=0, description="seconds that a request body may take to arrive")
     max_input_pixels: int = Field(40_000_000, ge=2**14, description="pixels of an uploaded picture at most, before it is decoded")

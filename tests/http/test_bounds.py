@@ -140,3 +140,45 @@ def test_settings_of_a_file_reach_the_routes(serve: Callable[..., Server], tmp_p
     assert SMALL["prompt"].encode() not in replies[0].content
     assert np.array_equal(pixels(replies[0]), pixels(replies[1]))
     assert json.loads(requests.get(f"{host}/healthz", timeout=10).text)
+
+
+def test_who_has_no_key_and_who_has_one_key_leave_room_for_others(serve: Callable[..., Server]) -> None:
+    server = serve("--model", "demo-xl", DARKROOM_MAX_CONCURRENT="4", DARKROOM_MAX_STREAMS="4")
+    other = json.loads(server.cli("key", "create", "--json").stdout)["key"]
+    address, lines = urlsplit(server.host), []
+
+    def hold(path: str, more: str = "") -> None:
+        lines.append(socket.create_connection((address.hostname, address.port), timeout=20))
+        lines[-1].sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\n{more}Content-Length: 500\r\n\r\n".encode())
+
+    try:
+        for _ in range(8):
+            hold("/console/sign-in")
+        for _ in range(3):
+            hold("/v1/images/generate", f"Authorization: Bearer {server.key}\r\n")
+            hold("/v1/images/generate", f"Authorization: Bearer {server.key}\r\nAccept: text/event-stream\r\n")
+        time.sleep(1)
+        reply = errors(requests.post(f"{server.host}/console/sign-in", json={"password": "x"}, timeout=20), 429)
+        assert "8 sign-ins" in reply["errors"][0]
+        assert "3 requests" in errors(requests.get(f"{server.host}/v1/models", headers=server.headers(), timeout=20), 429)["errors"][0]
+        assert "3 streams" in errors(server.generate(headers={"Accept": "text/event-stream"}), 429)["errors"][0]
+        pixels(server.generate(headers=server.headers(other)))
+        assert requests.get(f"{server.host}/console/state", timeout=20).status_code == 200
+        assert requests.get(f"{server.host}/docs", timeout=20).headers["X-Frame-Options"] == "DENY"
+    finally:
+        for line in lines:
+            line.close()
+
+
+def test_what_no_database_takes_is_no_fault_of_ours(server: Server) -> None:
+    for path in ("/v1/jobs/%00", "/v1/jobs/a%00b/image", "/%00", "/docs/static/%00", "/svc-%00/v1/models"):
+        errors(requests.get(f"{server.host}{path}", headers=server.headers(), timeout=30), 404)
+    instants = [f"created_after={when}" for when in ("9" * 400, "0001-01-01", "nan")]
+    for asked in ("model=%00", "limit=0000000000000099999", "limit=%D9%A3", "limit=1&limit=2", *instants):
+        errors(requests.get(f"{server.host}/v1/jobs?{asked}", headers=server.headers(), timeout=30), 422)
+    reply = requests.post(f"{server.service_id}/v1/images/generate?seed=4", json=SMALL, headers=server.headers(), timeout=30)
+    assert '"seed" is not a field' in errors(reply, 422)["errors"][0]
+    requests.get(f"{server.host}/v1/no%0astatus=200%1b[2J", timeout=30)
+    assert server.logged("path=/v1/no%0Astatus%3D200%1B%5B2J")
+    text, headers = '{"prompt": "a", "steps": NaN, "colour": [Infinity]}', server.headers() | {"Content-Type": "application/json"}
+    errors(requests.post(f"{server.service_id}/v1/images/generate", data=text, headers=headers, timeout=30), 422)

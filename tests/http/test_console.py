@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import Any
@@ -247,3 +249,32 @@ def test_the_page_comes_at_every_address_of_its_own_under_a_strict_policy(server
         assert "script-src 'self';" in reply.headers["Content-Security-Policy"]
         assert "unsafe" not in reply.headers["Content-Security-Policy"]
     errors(requests.get(f"{server.host}/nowhere", timeout=30), 404)
+
+
+def test_limits_and_instants_that_make_no_sense_are_refused(person: Person) -> None:
+    key = person.call("POST", "/console/keys", json={"service_id": person.service, "name": "bounds"}).json()["public_id"]
+    wrong = [("weight", text) for text in ("NaN", "0", "1e999", "-1", "1" + "0" * 400)] + [("queued", text) for text in ("1e999", "1.5", "-1")]
+    for name, text in wrong:
+        errors(person.call("PATCH", f"/console/keys/{key}", data=f'{{"limits": {{"{name}": {text}}}}}'), 422)
+    for when in ('"2001-01-01T00:00:00Z"', "1e999", "0", "NaN", '"9999-12-31T23:59:59-23:00"', "1" + "0" * 400):
+        errors(person.call("POST", "/console/keys", data=f'{{"service_id": "{person.service}", "expires_at": {when}}}'), 422)
+    for name in ("a\0b", "\ud800"):
+        errors(person.call("PATCH", f"/console/services/{person.service}", json={"name": name}), 422)
+    errors(person.call("GET", "/console/pictures?prompt=%00"), 422)
+
+
+def test_the_dashboards_own_key_is_nobodys_to_change(person: Person) -> None:
+    person.make(seed=5)
+    with contextlib.closing(sqlite3.connect(person.server.data_dir / "darkroom.sqlite")) as rows:
+        asked = "select public_id, limits from api_keys where role = 'console'"
+        before = rows.execute(asked).fetchall()
+        for body in ({"limits": {"queued": 1}}, {}):
+            errors(person.call("PATCH", f"/console/keys/{before[0][0]}", json=body), 404)
+        assert rows.execute(asked).fetchall() == before
+
+
+@pytest.mark.parametrize(("believed", "scheme"), [("false", "http"), ("true", "https")])
+def test_forwarded_headers_are_believed_where_the_setting_says_so(serve: Callable[..., Server], believed: str, scheme: str) -> None:
+    server = serve("--model", "demo-xl", DARKROOM_PROXY_HEADERS=believed, DARKROOM_PRELOAD="false")
+    reply = requests.get(f"{server.host}/console/state", headers={"X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.1"}, timeout=30)
+    assert reply.json()["base"].startswith(f"{scheme}://")

@@ -247,6 +247,28 @@ def test_store_false_keeps_nothing_after_the_delivery(server: Server) -> None:
     assert shown["images"] == []
 
 
+@pytest.mark.parametrize("accept", ["image/png;q=0", "text/plain", "image/jpeg;quality=0000000101", "image/jpeg;quality=\u00b2".encode()])
+def test_an_accept_that_admits_nothing_of_ours(server: Server, accept: str | bytes) -> None:
+    errors(server.generate(headers={"Accept": accept}), 422 if "quality" in str(accept) else 406)  # type: ignore[dict-item]
+
+
+def test_events_are_told_to_who_takes_nothing_else_of_ours(server: Server) -> None:
+    assert server.generate(headers={"Accept": "text/plain, text/event-stream"}).headers["Content-Type"].startswith("text/event-stream")
+    errors(server.generate(headers={"Prefer": "wait=0000000000000601"}), 422)
+
+
+def test_each_form_of_a_picture_has_its_own_tag(server: Server) -> None:
+    job = ended(server, server.generate(headers={"Prefer": "respond-async"}).json()["id"])["id"]
+    replies = [image(server, job, Accept=accept) for accept in ("image/png", "image/webp", "image/webp;quality=50", "text/event-stream, image/png")]
+    assert len({reply.headers["ETag"] for reply in replies}) == 3
+    assert replies[0].content == replies[3].content
+    assert {reply.headers["Vary"].split(",")[0] for reply in replies} == {"Accept"}
+    assert "immutable" in replies[0].headers["Cache-Control"]
+    errors(image(server, job, Accept="application/json"), 406)
+    unkept = ended(server, server.generate(store=False, headers={"Prefer": "respond-async"}).json()["id"])["id"]
+    assert image(server, unkept).headers["Cache-Control"] == "no-store"
+
+
 def test_what_must_be_told_or_is_gone_is_made_anew(server: Server) -> None:
     plain = {"Cache-Control": ""}
     first = server.generate(seed=75, headers=plain)

@@ -62,7 +62,10 @@ async def _serve(settings: Settings, cards: list[ModelCard]) -> None:
         if not _is_loopback(settings.host) and not await desk.console.sessions.has_password():
             raise DarkroomError(f"at {settings.host} others can reach the dashboard, so it needs a password first: darkroom password (or DARKROOM_PASSWORD)")
         app = build(desk, starting)
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, timeout_keep_alive=30)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, timeout_keep_alive=30,
+            proxy_headers=settings.proxy_headers,
+        )  # fmt: skip
         server = _uvicorn(config, lambda: _announce(desk, base, cards), lambda: _give_up(desk))
         await server.serve(sockets=[listener])
 

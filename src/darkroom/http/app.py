@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 from fastapi import FastAPI, Request
@@ -15,6 +18,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -25,6 +29,7 @@ from darkroom.errors import DarkroomError, TooMany
 from darkroom.http import console, given, jobs, metrics, models, pages
 from darkroom.http.desk import Desk
 from darkroom.http.replies import RATE_HEADERS, quota_headers
+from darkroom.http.wishes import EVENTS, media_of
 from darkroom.types import Call
 
 log = structlog.get_logger("http")
@@ -33,6 +38,9 @@ EXPOSED = [
     "X-Request-Id", "Seed", "Finish-Reason", "X-Model", "X-Steps-Run", "X-Queue-Ms", "X-Inference-Ms", "X-Model-Note", "Retry-After",
     "X-Job-Id", "X-Cache", "X-Queue-Position", "Location", "Preference-Applied", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy", *RATE_HEADERS,
 ]  # fmt: skip
+SIGN_INS, SIGN_INS_OF_ONE = 64, 8  # open at once, of all addresses and of one
+WITH_KEY = re.compile(r"/(v1|svc-[^/]+/v1|console)/")  # addresses that ask who calls before they wait for anything
+IMAGES = ("/v1/images/generate", "/v1/images/control")
 NAMES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
 
 
@@ -68,27 +76,67 @@ def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
 
 
 class _Bounded:
-    """Bounds how many requests are open, streams of events apart, since most of these only wait; whether the server is well is
-    always answered."""
+    """Bounds how many requests are open: of all callers, and of one, so that none takes every place. Streams of events are apart,
+    since most of these only wait, and so is what needs no key: whoever has none cannot keep out those who have one. Whether the
+    server is well is always answered."""
 
     def __init__(self, app: ASGIApp, most: int, most_streams: int, retry_after: Callable[[], int]):
         self._app, self._retry_after = app, retry_after
-        self._most = {False: most, True: most_streams}
-        self._open = {False: 0, True: 0}
+        shares = {kind: (places, max(1, places * 3 // 4)) for kind, places in {"requests": most, "streams": most_streams, "pages": most}.items()}
+        self._places = shares | {"sign-ins": (SIGN_INS, SIGN_INS_OF_ONE)}
+        self._open: Counter[str] = Counter()
+        self._of: Counter[tuple[str, str]] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in ("/healthz", "/readyz"):
             return await self._app(scope, receive, send)
-        kind = scope["path"].endswith("/events")
-        if self._open[kind] >= self._most[kind]:
-            line = f"the server has {self._most[kind]} {'streams' if kind else 'requests'} open, which is as many as it takes"
+        kind = _kind(scope)
+        one = kind, _caller(scope)
+        line = self._full(one)
+        if line:
             reply = _shape(scope["state"]["request_id"], 429, TooMany.name, [line], {"Retry-After": str(self._retry_after())})
             return await reply(scope, receive, send)
         self._open[kind] += 1
+        self._of[one] += 1
         try:
             await self._app(scope, receive, send)
         finally:
             self._open[kind] -= 1
+            self._of[one] -= 1
+            if not self._of[one]:
+                del self._of[one]
+
+    def _full(self, one: tuple[str, str]) -> str:
+        """What is full, "" where there is room."""
+        kind = one[0]
+        places, share = self._places[kind]
+        if self._open[kind] >= places:
+            return f"the server has {places} {kind} open, which is as many as it takes"
+        return f"this caller has {share} {kind} open, which is as many as one may have" if self._of[one] >= share else ""
+
+
+def _kind(scope: Scope) -> str:
+    path = scope["path"]
+    if path == "/console/sign-in":
+        return "sign-ins"
+    if not WITH_KEY.match(path):
+        return "pages"
+    return "streams" if path.endswith("/events") or (scope["method"] == "POST" and path.endswith(IMAGES) and _asks_for_events(scope)) else "requests"
+
+
+def _asks_for_events(scope: Scope) -> bool:
+    try:
+        return media_of(Headers(scope=scope).get("accept", ""))[0] == EVENTS
+    except DarkroomError:  # the route itself will say so
+        return False
+
+
+def _caller(scope: Scope) -> str:
+    """Who calls, before it is known whether the key is one: by the key, and without one by the address."""
+    token = Headers(scope=scope).get("authorization", "").partition(" ")[2].strip()
+    if token and WITH_KEY.match(scope["path"]) and scope["path"] != "/console/sign-in":
+        return f"key {token}"
+    return f"address {scope['client'][0] if scope.get('client') else ''}"
 
 
 class _Requests:
@@ -117,7 +165,7 @@ class _Requests:
             shown = 499 if scope["state"].get("left") else status
             key = scope["state"].get("key_id", "")
             ms = round((time.perf_counter() - start) * 1000)
-            log.info("request", id=request_id, method=scope["method"], path=scope["path"], status=shown, key=key, ms=ms)
+            log.info("request", id=request_id, method=scope["method"], path=quote(scope["path"]), status=shown, key=key, ms=ms)
             self._counted.note(scope["method"], _route(scope), shown, ms / 1000)
             if scope["state"].get("service_id"):
                 self._note(_call(scope, shown, ms))
@@ -138,12 +186,16 @@ def _call(scope: Scope, status: int, ms: float) -> Call:
 
 
 class _Faults:
-    """A fault of ours, already answered by `_fault`, is logged with its trace under the request's id and goes no further."""
+    """A fault of ours, already answered by `_fault`, is logged with its trace under the request's id and goes no further. Nor does
+    an address with NUL, which no file and no database can have."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "\0" in scope["path"]:
+            reply = _shape(scope["state"]["request_id"], 404, NAMES[404], ["no address has NUL in it"])
+            return await reply(scope, receive, send)
         try:
             await self._app(scope, receive, send)
         except Exception:
@@ -195,10 +247,12 @@ def _documentation(app: FastAPI) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
+        page = get_swagger_ui_html(
             openapi_url="/openapi.json", title="Darkroom", swagger_js_url="/docs/static/swagger-ui-bundle.js",
             swagger_css_url="/docs/static/swagger-ui.css", swagger_favicon_url="/docs/static/favicon-32x32.png",
         )  # fmt: skip
+        page.headers.update({"X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff"})
+        return page
 
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:

@@ -96,17 +96,17 @@ class Desk:
         except ValueError as error:
             raise Wrong(f"an address that we may call (it {error})") from error
 
-    def bound(self, request: Request, most: int) -> None:
-        """Let no more than `most` bytes of the body through, declared or not, in `body_timeout` seconds. Raises TooLarge, later
-        or at once, or TooSlow."""
+    def bound(self, request: Request, most: int, seconds: float | None = None) -> None:
+        """Let no more than `most` bytes of the body through, declared or not, in `seconds` (`body_timeout` where not given). Raises
+        TooLarge, later or at once, or TooSlow."""
         declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > most:
+        if declared.isascii() and declared.isdigit() and int(declared[:20]) > most:
             raise TooLarge(f"the body must have at most {most} bytes, got {declared[:20]}")
-        request._receive = _bounded(request._receive, most, self.settings.body_timeout)
+        request._receive = _bounded(request._receive, most, self.settings.body_timeout if seconds is None else seconds)
 
-    async def body(self, request: Request, most: int) -> bytes:
+    async def body(self, request: Request, most: int, seconds: float | None = None) -> bytes:
         """The whole body. Raises TooLarge or TooSlow."""
-        self.bound(request, most)
+        self.bound(request, most, seconds)
         return b"".join([chunk async for chunk in request.stream()])
 
 

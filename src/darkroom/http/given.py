@@ -18,6 +18,7 @@ from darkroom.http.body import Body, read_form, read_json
 from darkroom.http.desk import Desk, desk_of
 from darkroom.http.events import stream
 from darkroom.http.examples import CONTROL, GENERATE
+from darkroom.http.query import query
 from darkroom.http.replies import api_of, json_reply, later_reply, picture_reply, taken_headers
 from darkroom.http.wishes import EVENTS, Wishes, wishes_of
 from darkroom.jobs import Asked, Ended, Taken
@@ -26,6 +27,7 @@ from darkroom.types import ApiKey, LoraCard, ModelCard, Params, Service
 
 T = TypeVar("T")
 MAX_NOTED = 2**15  # characters of a body that the log keeps
+DECODING = asyncio.Semaphore(2)  # uploads at once: a large one takes some hundred MB meanwhile
 router = APIRouter(tags=["images"])
 
 
@@ -39,6 +41,7 @@ async def generate(request: Request) -> Response:
     """A picture from a prompt, as raw PNG bytes; by `Accept` and `Prefer` also as JPEG or WebP, as JSON, as a job, as events."""
     desk = desk_of(request)
     key, service = await desk.enter(request)
+    query(request, {})
     wishes = wishes_of(request)
     body = await read_json(request)
     _note(request, body, wishes)
@@ -60,6 +63,7 @@ async def control(request: Request) -> Response:
     """A picture from a picture and a prompt; the replies are those of text to image."""
     desk = desk_of(request)
     key, service = await desk.enter(request)
+    query(request, {})
     wishes = wishes_of(request)
     body = await read_form(request)
     _note(request, body, wishes)
@@ -71,7 +75,8 @@ async def control(request: Request) -> Response:
         body.fields, card, desk.settings.max_pixels, textual=True, image_to_image=True, faults=body.faults, loras=loras, webhook=desk.webhook
     )
     limits = desk.settings.max_input_pixels, desk.settings.max_pixels
-    pixels, width, height = await asyncio.to_thread(picture.from_upload, content, card, *limits, asked.width, asked.height)
+    async with DECODING:
+        pixels, width, height = await asyncio.to_thread(picture.from_upload, content, card, *limits, asked.width, asked.height)
     params = Params(
         card.name, asked.prompt, asked.negative_prompt, asked.steps, width, height, asked.cfg, asked.seed, pixels, asked.control_strength,
         asked.loras, asked.preview_every,
@@ -136,7 +141,10 @@ def _note(request: Request, body: Body, wishes: Wishes) -> None:
     """For the log of requests: the fields as they came, without pictures, where what was asked may be kept."""
     if wishes.embed_prompt and body.fields.get("store", True) in (True, "true", "1"):
         fields = {name: value for name, value in body.fields.items() if not isinstance(value, bytes)}
-        request.state.body = fields if len(json.dumps(fields)) <= MAX_NOTED else None
+        try:
+            request.state.body = fields if len(json.dumps(fields, allow_nan=False)) <= MAX_NOTED else None
+        except ValueError:  # NaN, which Python reads and no JSON column takes; the rules refuse it next
+            request.state.body = None
 
 
 @dataclass(frozen=True)

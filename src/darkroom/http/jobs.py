@@ -9,9 +9,10 @@ from starlette.background import BackgroundTask
 
 from darkroom.http.desk import Desk, desk_of
 from darkroom.http.events import stream
-from darkroom.http.query import cursor, cursor_of, instant, query, whole
+from darkroom.http.query import cursor, cursor_of, instant, query, text, whole
 from darkroom.http.replies import api_of, picture_reply
-from darkroom.http.wishes import Wishes, media_of
+from darkroom.http.wishes import PICTURES, Wishes, media_of
+from darkroom.jobs import Ended
 from darkroom.jobs.shown import shown
 from darkroom.types import Job, Status
 
@@ -28,7 +29,7 @@ async def jobs(request: Request) -> dict[str, Any]:
     desk = desk_of(request)
     _, service = await desk.enter(request)
     asked = query(request, {
-        "limit": whole(1, MAX_PAGE), "before": cursor, "status": _statuses, "model": str, "created_after": instant, "created_before": instant,
+        "limit": whole(1, MAX_PAGE), "before": cursor, "status": _statuses, "model": text(200), "created_after": instant, "created_before": instant,
     })  # fmt: skip
     limit = asked.get("limit", 20)
     found = await desk.jobs.page(
@@ -52,10 +53,9 @@ async def job(request: Request) -> dict[str, Any]:
 async def image(request: Request) -> Response:
     """PNG, or as `Accept` says JPEG or WebP; `place` (0 where absent) tells which of several."""
     desk, found = await _enter(request)
-    media, quality = media_of(request.headers.get("accept", ""), "image/png, image/jpeg or image/webp")
-    wishes = Wishes(media if media.startswith("image/") else "image/png", quality)
+    wishes = Wishes(*media_of(request.headers.get("accept", ""), pictures_only=True))
     ended = await desk.jobs.picture(found, query(request, {"place": whole(0, 7)}).get("place", 0))
-    reply = await picture_reply(ended, wishes, {"ETag": f'"{ended.pictures[0].sha256[:32]}"', "Cache-Control": "private, max-age=31536000, immutable"})
+    reply = await picture_reply(ended, wishes, _cache_headers(ended, wishes))
     reply.background = BackgroundTask(desk.jobs.delivered, ended)  # once it was sent
     return reply
 
@@ -90,6 +90,13 @@ async def _enter(request: Request) -> tuple[Desk, Job]:
     desk = desk_of(request)
     _, service = await desk.enter(request)
     return desk, await desk.jobs.find(service.id, request.path_params["job_id"])
+
+
+def _cache_headers(ended: Ended, wishes: Wishes) -> dict[str, str]:
+    """A picture never changes, but it has a tag in each of its forms; what is not kept here is not to be kept elsewhere."""
+    form = "" if wishes.media == "image/png" else f"-{PICTURES[wishes.media].lower()}-{wishes.quality}"
+    kept = "private, max-age=31536000, immutable" if ended.job.keep else "no-store"
+    return {"ETag": f'"{ended.pictures[0].sha256[:32]}{form}"', "Cache-Control": kept, "Vary": "Accept"}
 
 
 async def _shown(desk: Desk, request: Request, found: list[Job]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,8 @@ from darkroom.errors import BadRequest, Invalid
 from darkroom.http.desk import desk_of
 
 MAX_BODY = 2**16  # bytes
+WHOLE = re.compile(r"[0-9]{1,12}")
+EARLIEST, LATEST = 946_684_800.0, 253_402_300_800.0  # seconds since the epoch: the years 2000 to 9999
 
 
 def query(request: Request, rules: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
@@ -23,9 +26,10 @@ def query(request: Request, rules: Mapping[str, Callable[[str], Any]]) -> dict[s
     return _checked(request.query_params.multi_items(), rules, "this address")
 
 
-async def fields(request: Request, rules: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    """The fields of a JSON body, none of which must be there. Raises Invalid, BadRequest, TooLarge or TooSlow."""
-    content = await desk_of(request).body(request, MAX_BODY)
+async def fields(request: Request, rules: Mapping[str, Callable[[Any], Any]], seconds: float | None = None) -> dict[str, Any]:
+    """The fields of a JSON body, none of which must be there; it may take `seconds` to come, or as long as the setting says. Raises
+    Invalid, BadRequest, TooLarge or TooSlow."""
+    content = await desk_of(request).body(request, MAX_BODY, seconds)
     try:
         body = json.loads(content or b"{}")
     except (ValueError, RecursionError) as error:
@@ -37,9 +41,14 @@ async def fields(request: Request, rules: Mapping[str, Callable[[Any], Any]]) ->
 
 def _checked(pairs: list[tuple[str, Any]], rules: Mapping[str, Callable[[Any], Any]], where: str) -> dict[str, Any]:
     faults, asked = [], {}
+    came: dict[str, Any] = {}
     for name, value in pairs:
         if name not in rules:
             faults.append(f"{quoted(name)} is not a field of {where}" + (f", which has {', '.join(rules)}" if rules else ""))
+            continue
+        first = came.setdefault(name, value)
+        if first is not value and first != value:  # of two values neither is the right one
+            faults.append(f"{name} must be given once, got {quoted(first)} and {quoted(value)}")
             continue
         try:
             asked[name] = rules[name](value)
@@ -52,10 +61,10 @@ def _checked(pairs: list[tuple[str, Any]], rules: Mapping[str, Callable[[Any], A
 
 def whole(least: int, most: int) -> Callable[[Any], int]:
     def rule(value: Any) -> int:
-        text = str(value)
-        if isinstance(value, bool) or not text.isascii() or not text.isdigit() or not least <= int(text[:12]) <= most:
+        digits = str(value)
+        if isinstance(value, bool) or not WHOLE.fullmatch(digits) or not least <= int(digits) <= most:
             raise ValueError(f"a whole number between {least} and {most}")
-        return int(text)
+        return int(digits)
 
     return rule
 
@@ -71,11 +80,16 @@ def one_of(*known: str) -> Callable[[Any], str]:
 
 def text(most: int = 1000) -> Callable[[Any], str]:
     def rule(value: Any) -> str:
-        if not isinstance(value, str) or len(value) > most:
-            raise ValueError(f"a string of at most {most} characters")
+        if not isinstance(value, str) or len(value) > most or not _can_be_kept(value):
+            raise ValueError(f"a string of at most {most} characters of valid Unicode, without NUL")
         return value
 
     return rule
+
+
+def _can_be_kept(value: str) -> bool:
+    """No database takes NUL, and no encoder half of a surrogate pair."""
+    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def flag(value: Any) -> bool:
@@ -87,20 +101,25 @@ def flag(value: Any) -> bool:
 
 
 def names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or len(value) > 500 or not all(isinstance(one, str) and len(one) < 200 for one in value):
+    if not isinstance(value, list) or len(value) > 500 or not all(isinstance(one, str) and len(one) < 200 and _can_be_kept(one) for one in value):
         raise ValueError("a list of at most 500 strings")
     return tuple(value)
 
 
 def instant(value: Any) -> float:
-    """ISO 8601, or seconds since the epoch, to seconds."""
+    """ISO 8601, or seconds since the epoch, to seconds; in the years 2000 to 9999."""
+    rule = "an instant like 2026-11-25T12:00:00Z, in the years 2000 to 9999"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    try:
-        when = datetime.fromisoformat(str(value))
-    except ValueError as error:
-        raise ValueError("an instant like 2026-11-25T12:00:00Z") from error
-    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+        seconds: float = value
+    else:
+        try:
+            when = datetime.fromisoformat(str(value))
+        except ValueError as error:
+            raise ValueError(rule) from error
+        seconds = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    if not EARLIEST <= seconds < LATEST:  # not a number is outside of it too
+        raise ValueError(rule)
+    return float(seconds)
 
 
 def cursor_of(when: float, id_: str) -> str:
@@ -111,6 +130,8 @@ def cursor_of(when: float, id_: str) -> str:
 def cursor(value: str) -> tuple[float, str]:
     try:
         when, id_ = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)).decode("ascii").split(" ")
-        return float(when), id_
+        if not id_.isprintable():
+            raise ValueError("what no id holds")
+        return instant(float(when)), id_
     except (ValueError, binascii.Error) as error:
         raise ValueError("the `next` of a page") from error

@@ -9,6 +9,7 @@ from fastapi import Request
 
 from darkroom.checks import shown
 from darkroom.errors import DarkroomError, Invalid
+from darkroom.http.query import WHOLE
 
 PICTURES = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
 ANY_PICTURE = {"*/*", "image/*", "image/png"}
@@ -54,19 +55,22 @@ def wishes_of(request: Request) -> Wishes:
     return Wishes(media, quality, later, wait, _timeout(request), _key(request), _fresh(request), _embed_prompt(request))
 
 
-def media_of(accept: str, offered: str = "image/png, image/jpeg, image/webp, application/json or text/event-stream") -> tuple[str, int]:
+def media_of(accept: str, pictures_only: bool = False) -> tuple[str, int]:
     """The media type of the reply, and the quality of its picture, by RFC 9110's Accept: the manual's PNG wherever it is admitted and
-    nothing else that we have is named before it."""
-    ranges = _ranges(accept) or [("*/*", QUALITY)]
+    nothing else that the route has is named before it. Raises NotAcceptable, or Invalid naming the header."""
+    ranges = [(name, quality) for name, quality in _ranges(accept) if not pictures_only or name not in (JSON, EVENTS)]
+    if not accept.strip(" ,"):
+        ranges = [("*/*", QUALITY)]
     names = [name for name, _ in ranges]
-    first, quality = ranges[0]
+    first, quality = ranges[0] if ranges else ("", QUALITY)
     if first in (EVENTS, "image/jpeg", "image/webp"):
         return first, quality
     if ANY_PICTURE & set(names):
         return "image/png", quality
-    for wanted in ("image/jpeg", "image/webp", JSON):
+    for wanted in ("image/jpeg", "image/webp", JSON, EVENTS):
         if wanted in names:
             return wanted, dict(ranges)[wanted]
+    offered = "image/png, image/jpeg or image/webp" if pictures_only else "image/png, image/jpeg, image/webp, application/json or text/event-stream"
     raise NotAcceptable(f"this route answers with {offered}, and Accept admits only {accept[:80]!r}")
 
 
@@ -88,7 +92,7 @@ def _ranges(accept: str) -> list[tuple[str, int]]:
 def _quality(text: str | None) -> int:
     if text is None:
         return QUALITY
-    if not text.isdigit() or not 1 <= int(text[:4]) <= 100:
+    if not WHOLE.fullmatch(text) or not 1 <= int(text) <= 100:
         raise Invalid(f"quality in the header Accept must be a whole number between 1 and 100, got {shown(text)}", name="invalid_request")
     return int(text)
 
@@ -101,7 +105,7 @@ def _prefer(headers: list[str]) -> tuple[bool, int | None]:
         if name == "respond-async":
             later = True
         elif name == "wait":
-            if not value.isdigit() or not 0 <= int(value[:6]) <= MAX_WAIT:
+            if not WHOLE.fullmatch(value) or not 0 <= int(value) <= MAX_WAIT:
                 raise Invalid(f"wait in the header Prefer must be a whole number between 0 and {MAX_WAIT}, got {shown(value)}", name="invalid_request")
             wait = int(value)
     return later, wait
@@ -111,7 +115,7 @@ def _timeout(request: Request) -> float | None:
     text = request.headers.get("x-timeout-seconds")
     if text is None:
         return None
-    if not re.fullmatch(r"\d{1,5}(\.\d{1,3})?", text.strip()) or not 0 < float(text) <= MAX_TIMEOUT:
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text.strip()) or not 0 < float(text) <= MAX_TIMEOUT:
         raise Invalid(f"the header X-Timeout-Seconds must be a number above 0 and at most {MAX_TIMEOUT}, got {shown(text)}", name="invalid_request")
     return float(text)
 

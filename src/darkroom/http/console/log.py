@@ -69,7 +69,7 @@ async def usage(request: Request) -> Any:
 def _statuses(value: str) -> tuple[int, int]:
     if len(value) == 3 and value[0] in "12345" and value[1:] == "xx":
         return int(value[0]) * 100, int(value[0]) * 100 + 100
-    if len(value) == 3 and value.isdigit():
+    if len(value) == 3 and value.isascii() and value.isdigit():
         return int(value), int(value) + 1
     raise ValueError("a status like 404, or a class like 4xx")
 

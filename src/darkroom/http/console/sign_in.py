@@ -17,6 +17,7 @@ from darkroom.sessions import LASTS
 from darkroom.types import Session
 
 router = APIRouter()
+BODY_SECONDS = 10.0  # that a body may take to arrive of a person whom nobody knows yet
 
 
 @router.get("/state")
@@ -28,7 +29,8 @@ async def state(request: Request) -> dict[str, Any]:
 @router.post("/sign-in")
 async def sign_in(request: Request) -> Response:
     desk = desk_of(request)
-    asked = await fields(request, {"link": text(200), "password": text(1000)})
+    seconds = min(BODY_SECONDS, desk.settings.body_timeout)
+    asked = await fields(request, {"link": text(200), "password": text(1000)}, seconds)
     address, agent = request.client.host if request.client else "", request.headers.get("user-agent", "")
     session, token = await desk.console.sessions.sign_in(address, agent, asked.get("link", ""), asked.get("password", ""))
     reply = JSONResponse(await _state(desk, request, session))
