@@ -66,7 +66,7 @@ class Watch:
         """All news after `last_id` (from the beginning, where that is none of this life's), then what comes, until the end; None
         whenever nothing came for `idle` seconds."""
         boot, _, number = last_id.rpartition("-")
-        seen = int(number) if boot == self._boot and number.isdigit() and len(number) < 10 else 0
+        seen = int(number) if boot == self._boot and number.isascii() and number.isdigit() and len(number) < 10 else 0
         while True:
             changed = self._changed
             for one in [one for one in self.news if one.number > seen]:
