@@ -59,15 +59,17 @@ class Pulls:
         try:
             pull(card, self._data_dir, lambda **options: _Bar(state, **options))
             state.part = 1.0
-        except Stopped:
-            state.error = "stopped"
-        except DarkroomError as error:
-            state.error = "stopped" if state.stopped else str(error)
-        except Exception as error:
-            log.exception("a pull failed", model=card.name)
-            state.error = f"the pull failed ({type(error).__name__}); the log says more"
+        except Exception as error:  # the hub's client may wrap what the bar raised
+            state.error = "stopped" if state.stopped else _why(card, error)
         finally:
             state.done = True
+
+
+def _why(card: ModelCard, error: Exception) -> str:
+    if isinstance(error, DarkroomError):
+        return str(error)
+    log.error("a pull failed", model=card.name, error=repr(error))
+    return f"the pull failed ({type(error).__name__}); the log says more"
 
 
 class _Bar(tqdm):

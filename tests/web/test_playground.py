@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,15 @@ from tests.conftest import SMALL, Server
 from tests.web.conftest import later, watched
 
 LONG = 60_000  # ms that a picture may take
+
+
+DROP = """([b64, name]) => {
+  const bytes = Uint8Array.from(atob(b64), c => c.charCodeAt(0));
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([bytes], 'star.png', {type: 'image/png'}));
+  const place = document.querySelector(`[aria-label="${name}"]`);
+  for (const type of ['dragenter', 'dragover', 'drop']) place.dispatchEvent(new DragEvent(type, {dataTransfer, bubbles: true, cancelable: true}));
+}"""
 
 
 def prompt(page: Page, text: str) -> None:
@@ -74,7 +84,8 @@ def test_a_dropped_picture_is_drawn_over(page: Page, server: Server, tmp_path: P
     star.write_bytes(server.generate(prompt="a small red star on a black background", seed=7).content)
     page.goto("/playground")
     small(page)
-    page.locator("input[type=file]").first.set_input_files(star)
+    page.get_by_role("region", name="Image to image").wait_for()
+    page.evaluate(DROP, [base64.b64encode(star.read_bytes()).decode(), "Image to image"])
     expect(page.get_by_text(re.compile(r"keeps 35\s?%.*redraws 65\s?%", re.IGNORECASE)).first).to_be_visible()
     prompt(page, "a small yellow star on a black background")
     page.get_by_role("button", name="Make the picture").click()

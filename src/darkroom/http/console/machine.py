@@ -79,7 +79,7 @@ async def _shown(desk: Desk, card: ModelCard) -> dict[str, Any]:
     state, licence, pull = desk.worker.state(), card.licence, desk.console.pulls.of(card.name)
     memory = dict(zip(state.loaded, state.memory, strict=True)).get(card.name, 0)
     return {
-        "name": card.name, "family": card.family, "hub_id": card.hub_id, "installed": card.path is not None or bool(pull and pull.part == 1.0),
+        "name": card.name, "family": card.family, "hub_id": card.hub_id, "installed": card.path is not None or bool(pull and pull.done and pull.error is None),
         "served": card.name in desk.cards, "loaded": card.name in state.loaded, "loading": card.name == state.loading,
         "memory_bytes": memory, "memory_needed_bytes": memory_bytes(card, state.dtype or "float32") if card.parameters else 0, "disk_bytes": card.disk_bytes,
         "default_side": card.default_side, "max_side": card.max_side, "default_steps": card.default_steps, "steps": [card.min_steps, card.max_steps],
