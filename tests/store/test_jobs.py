@@ -8,6 +8,7 @@ from dataclasses import replace
 from darkroom.picture import described
 from darkroom.store.access import AccessStore
 from darkroom.store.jobs import Entry, JobStore
+from darkroom.store.pictures import PictureStore
 from darkroom.types import Fault, Job, Limits, PictureRow, Status
 from tests.store.conftest import KEY, job, picture
 
@@ -257,6 +258,11 @@ async def test_clearing_away_takes_ended_jobs_and_names_their_files(rows: JobSto
     await put(rows, job("job-1", created_at=1.0), key="k", body_hash="b", image=b"i")
     await put(rows, job("job-2", created_at=2.0))
     await finish(rows, "job-1", picture("pic-1", "job-1", size=70))
+    pictures = PictureStore(rows._database)
+    await pictures.star("pic-1", True)
+    assert await rows.older(5.0, 10) == []  # what has a star stays
+    assert await rows.oldest_pictures(9) == []
+    await pictures.star("pic-1", False)
     assert await rows.older(5.0, 10) == ["job-1"]
     assert await rows.picture_bytes() == 70
     assert [row.job_id for row in await rows.oldest_pictures(9)] == ["job-1"]

@@ -354,12 +354,16 @@ class Jobs:
             await asyncio.sleep(SWEEP)
 
     async def sweep(self, now: float) -> None:
-        """Clear away: jobs that are too old, the oldest pictures' jobs while all take too many bytes, what was not to be kept."""
+        """Clear away: jobs that are too old, the oldest pictures' jobs while all take too many bytes, what was not to be kept. What has
+        a star stays."""
         while self._keeping.days and (old := await self._rows.older(now - self._keeping.days * 86_400, AT_ONCE)):
             await self._remove(old)
         while self._keeping.bytes and (over := await self._rows.picture_bytes() - self._keeping.bytes) > 0:
             job_ids: dict[str, None] = {}
-            for row in await self._rows.oldest_pictures(AT_ONCE):
+            oldest = await self._rows.oldest_pictures(AT_ONCE)
+            if not oldest:
+                break  # what is left has a star
+            for row in oldest:
                 if over > 0:
                     job_ids[row.job_id] = None
                 over -= row.bytes

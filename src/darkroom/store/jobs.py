@@ -21,6 +21,7 @@ UNFINISHED = (Status.QUEUED.value, Status.RUNNING.value)
 CANDIDATES = 500  # waiting jobs that one claim looks at
 DAY = 86_400
 MINUTE = 60
+STARRED = sa.select(pictures.c.job_id).where(pictures.c.starred)  # jobs with a picture that somebody wants to keep
 RACES = 3  # times that a request may lose its idempotency key to another gateway between two looks
 
 
@@ -367,8 +368,8 @@ class JobStore:
             return True
 
     async def older(self, before: float, limit: int) -> list[str]:
-        """Ended jobs that came before an instant, oldest first."""
-        query = sa.select(jobs.c.id).where(jobs.c.created_at < before, jobs.c.status.in_([status.value for status in ENDED]))
+        """Ended jobs that came before an instant, without a picture that has a star, oldest first."""
+        query = sa.select(jobs.c.id).where(jobs.c.created_at < before, jobs.c.status.in_([status.value for status in ENDED]), jobs.c.id.not_in(STARRED))
         return [row["id"] for row in await self._database.rows(query.order_by(jobs.c.created_at).limit(limit))]
 
     async def not_kept(self, before: float, limit: int) -> list[PictureRow]:
@@ -381,7 +382,9 @@ class JobStore:
         return int(rows[0]["bytes"])
 
     async def oldest_pictures(self, limit: int) -> list[PictureRow]:
-        return [PictureRow(**row) for row in await self._database.rows(sa.select(pictures).order_by(pictures.c.created_at).limit(limit))]
+        """Of jobs without a picture that has a star."""
+        query = sa.select(pictures).where(pictures.c.job_id.not_in(STARRED)).order_by(pictures.c.created_at).limit(limit)
+        return [PictureRow(**row) for row in await self._database.rows(query)]
 
     async def forget_keys(self, before: float) -> None:
         """Idempotency keys that came before an instant, and gateways not seen since."""
