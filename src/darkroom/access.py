@@ -126,6 +126,7 @@ class Access:
 
     async def keys(self, service_id: str | None = None) -> list[ApiKey]:
         """Those that people have, oldest first."""
+        await self._save_uses()  # so that what is shown as their last use is
         return [key for key in await self._rows.keys(service_id) if key.role != CONSOLE]
 
     async def key(self, public_id: str) -> ApiKey:

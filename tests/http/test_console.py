@@ -162,6 +162,7 @@ def test_keys_and_services(person: Person) -> None:
     key = person.call("POST", "/console/keys", json={"service_id": service["id"], "name": "mine"}).json()
     url = f"{service['url']}/v1/models"
     assert requests.get(url, headers={"Authorization": f"Bearer {key['key']}"}, timeout=30).status_code == 200
+    assert person.get(f"/console/keys?service_id={service['id']}")["data"][0]["last_used_at"] is not None
     changed = person.call("PATCH", f"/console/keys/{key['public_id']}", json={"limits": {"pictures_per_minute": 3}}).json()
     assert changed["limits"]["pictures_per_minute"] == 3
     errors(person.call("PATCH", f"/console/keys/{key['public_id']}", json={"limits": {"colour": 3}}), 422)
