@@ -237,7 +237,7 @@ async def test_a_forecast_holds_the_workers_own_jobs_and_others_after_them(tmp_p
         async with aclosing(worker.submit("mine", replace(PARAMS, steps=50))) as events:
             async for event in events:
                 if isinstance(event, Progress) and event.step == 3:
-                    told = worker.forecast([("next", replace(PARAMS, steps=50), "", 1.0), ("kept", kept, "other", 1.0)])
+                    told = worker.forecast([("next", replace(PARAMS, steps=50), "", 1.0), ("kept", kept, "other", 1.0), ("mine", PARAMS, "", 1.0)])
                     break
         assert told["mine"].start == 0 < told["mine"].finish <= told["next"].finish
         assert told["kept"].finish < told["next"].finish

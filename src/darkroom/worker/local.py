@@ -125,7 +125,8 @@ class LocalWorker:
 
     def forecast(self, others: Sequence[tuple[str, Params, str, float]] = ()) -> dict[str, Forecast]:
         mine = [self._ahead(job_id, entry) for job_id, entry in self._jobs.items() if not entry.left]
-        theirs = [self._ahead(job_id, _Entry(params, party, weight)) for job_id, params, party, weight in others]
+        # one that was given to it since the others were looked up stands in both
+        theirs = [self._ahead(job_id, _Entry(params, party, weight)) for job_id, params, party, weight in others if job_id not in self._jobs]
         return forecast([*mine, *theirs], self._costs, self._settings.max_rows, self._settings.exact)
 
     def give_up(self) -> None:
