@@ -108,7 +108,8 @@ class JobStore:
         found = (await connection.execute(named.where(idempotency.c.key_id == key_id, idempotency.c.key == key))).mappings().first()
         if found is None:
             return None
-        if found["named_at"] < kept_since or (found["status"] in (Status.CANCELLED, Status.FAILED) and (found["error_status"] or 500) >= 500):
+        failed = found["status"] in (Status.CANCELLED, Status.FAILED) and (found["error_status"] or 500) >= 500
+        if found["named_at"] < kept_since or failed or await self._is_emptied(connection, found):
             await connection.execute(idempotency.delete().where(idempotency.c.key_id == key_id, idempotency.c.key == key))
             return None
         if found["body_hash"] != body_hash:
