@@ -1,11 +1,9 @@
-"""Rows of the outbox and of secrets, in a real file."""
+"""Rows of the outbox and of secrets, on both databases."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest_asyncio
@@ -20,16 +18,9 @@ from darkroom.types import Service, WebhookSecret
 
 
 @pytest_asyncio.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = Database(tmp_path / "rows.sqlite")
-    await opened.open()
-    await AccessStore(opened).add_service(Service("svc-a", "first", (), "operator", 1.0))
-    yield opened
-    await opened.close()
-
-
-@pytest_asyncio.fixture
 async def rows(database: Database) -> WebhookStore:
+    """The outbox of a database with one service, on SQLite and on PostgreSQL."""
+    await AccessStore(database).add_service(Service("svc-a", "first", (), "operator", 1.0))
     return WebhookStore(database)
 
 
