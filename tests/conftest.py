@@ -73,6 +73,11 @@ class Server:
         return self.process.wait(30)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Graphs of the models are made once a run of the tests and kept for the next one, whatever data folder a server has."""
+    os.environ.setdefault("DARKROOM_GRAPHS_DIR", str(config.cache.mkdir("graphs")))  # type: ignore[union-attr]
+
+
 def cli(*words: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "darkroom.cli", *words], capture_output=True, text=True, timeout=200, env=os.environ | environment, check=False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -28,6 +29,10 @@ class Settings(BaseSettings):
     models: dict[str, str] = Field({}, description="further models by name: a path or a hub id each, as `darkroom models add` keeps them")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
+    backend: Literal["auto", "eager", "openvino"] = Field(
+        "auto", description="what runs the nets on a CPU: eager (PyTorch, the reference), openvino, or the faster of them as measured at a model's first load"
+    )
+    graphs_dir: Path | None = Field(None, description="where models converted for openvino are kept; the data folder where not set")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 leaves the choice to torch")
     exact: bool = Field(False, description="bit-equal pictures whoever shares the batch, at the price of speed")
     max_lora_bytes: int = Field(2 * 2**30, ge=0, description="bytes of LoRAs kept in memory for later requests, beside those in use")
@@ -63,6 +68,11 @@ class Settings(BaseSettings):
     key_queued: int = Field(0, ge=0, description="jobs of a key that wait or run at once; more are answered with 429; 0 means no limit")
     key_pictures_per_minute: int = Field(0, ge=0, description="pictures a key may ask for in a minute; 0 means no limit")
     key_pixel_steps_per_day: int = Field(0, ge=0, description="pixels x steps a key may use in a day (UTC); 0 means no limit")
+
+    @property
+    def graphs(self) -> Path:
+        """The folder of converted models."""
+        return self.graphs_dir or self.data_dir / "graphs"
 
     @classmethod
     def settings_customise_sources(

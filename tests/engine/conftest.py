@@ -121,9 +121,9 @@ class Lab:
         ticks = itertools.count()
         return Engine(Residents.of({"tiny": Runner(self.family, self.loras)}), CostModel(), exact=exact, clock=lambda: next(ticks) * 0.01)
 
-    def ours(self, *submissions: tuple[int, Params], exact: bool = False) -> list[np.ndarray]:
+    def ours(self, *submissions: tuple[int, Params], exact: bool = False, engine: Engine | None = None) -> list[np.ndarray]:
         """Pictures in order; each Params joins at the turn it is given with. The batches' row counts are kept in `rows`."""
-        engine, results = self.engine(exact), {}
+        engine, results = engine or self.engine(exact), {}
         watched = Watch(engine.scheduler.schedule)
         engine.scheduler.schedule = watched  # only looks on
         turn = 0

@@ -17,6 +17,7 @@ import typer
 
 from darkroom import __version__
 from darkroom.cli.flags import settings_of
+from darkroom.engine.weights import stamps
 from darkroom.errors import DarkroomError, Invalid
 from darkroom.settings import Settings
 from darkroom.types import Job, Limits, ModelCard, PictureRow
@@ -178,10 +179,7 @@ def gateway_id(data_dir: Path) -> str:
 
 def version_of(card: ModelCard, settings: Settings) -> str:
     """What the pictures of a model depend on beside what is asked: its files, our code, the dtype and the mode."""
-    root = Path(card.path or "")
-    files = sorted(root.rglob("*")) if root.is_dir() else [root]
-    stats = [(file.name, stat.st_size, stat.st_mtime_ns) for file in files if file.is_file() for stat in [file.stat()]]
-    said = [__version__, str(stats), settings.device, settings.dtype, settings.exact]
+    said = [__version__, stamps(Path(card.path or "")), settings.device, settings.dtype, settings.backend, settings.exact]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 

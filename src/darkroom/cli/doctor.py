@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import typer
@@ -15,12 +16,15 @@ from darkroom.types import ModelCard
 
 def doctor(data_dir: DataDir = None, model: Model = None) -> None:
     """Say what is missing, and the line that mends it."""
-    faults = [fault for fault in _faults(settings_of(data_dir=data_dir, model=model)) if fault]
+    settings = settings_of(data_dir=data_dir, model=model)
+    faults = [fault for fault in _faults(settings) if fault]
     for fault in faults:
         typer.echo(f"✗ {fault}")
     if faults:
         raise typer.Exit(1)
     typer.echo("✓ everything is here: make run")
+    for line in _backends(settings):
+        typer.echo(f"  {line}")
 
 
 def _faults(settings: Settings) -> list[str]:
@@ -47,6 +51,19 @@ def _device_fault(settings: Settings) -> str:
     except DarkroomError as error:
         return f"{error}; mend: choose another with --device or --dtype"
     return ""
+
+
+def _backends(settings: Settings) -> Iterator[str]:
+    """What runs the nets of each model, and why."""
+    from darkroom.engine.backend import Backends
+    from darkroom.engine.hardware import choose, room_for_weights
+    from darkroom.engine.load import bytes_needed
+
+    device, dtype = settings.device, settings.dtype
+    backends = Backends(settings.backend, settings.graphs, room_for_weights(settings.memory_budget, choose(device, dtype)[0]), settings.exact)
+    for card in cards_of(settings):
+        choice = backends.foreseen(card, bytes_needed(card, device, dtype), device, dtype)
+        yield f"backend of {card.name}: {choice.backend} ({choice.why})"
 
 
 def _disk_fault(data_dir: Path) -> str:

@@ -28,6 +28,7 @@ def serve(
     exact: Annotated[bool | None, typer.Option("--exact/--no-exact", help=help_of("exact"), show_default=False)] = None,
     device: Annotated[str | None, typer.Option(help=help_of("device"), show_default=False)] = None,
     dtype: Annotated[str | None, typer.Option(help=help_of("dtype"), show_default=False)] = None,
+    backend: Annotated[str | None, typer.Option(help=help_of("backend"), show_default=False)] = None,
     preload: Annotated[bool | None, typer.Option("--preload/--no-preload", help=help_of("preload"), show_default=False)] = None,
     memory_budget: Annotated[float | None, typer.Option(help=help_of("memory_budget"), show_default=False)] = None,
     threads: Annotated[int | None, typer.Option(help=help_of("threads"), show_default=False)] = None,
@@ -38,7 +39,7 @@ def serve(
 
     settings = settings_of(
         host=host, port=port, data_dir=data_dir, model=model, public_url=public_url, exact=exact, device=device, dtype=dtype,
-        preload=preload, memory_budget=memory_budget, threads=threads, max_queue=max_queue,
+        backend=backend, preload=preload, memory_budget=memory_budget, threads=threads, max_queue=max_queue,
     )  # fmt: skip
     with owning(settings.data_dir):
         cards = bring(settings)

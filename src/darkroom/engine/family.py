@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 
 from darkroom.engine.lora_names import Layers
+from darkroom.engine.passes import Pass, Run
 from darkroom.types import Params
 
 
 @dataclass(frozen=True)
 class Text:
-    """One encoded prompt: hidden [1, tokens, d], pooled [1, p]; `note` says what the encoders could not hear of it, or is empty."""
+    """One encoded prompt as the denoiser's pass takes it: hidden [1, tokens, d], pooled [1, p]; `note` says what the encoders
+    could not hear of it, or is empty."""
 
     hidden: torch.Tensor
     pooled: torch.Tensor
@@ -45,6 +48,12 @@ class Family(Protocol):
 
     def nets(self) -> dict[str, torch.nn.Module]:
         """All of them by diffusers' names of components, for who counts their memory, and for LoRAs."""
+
+    def passes(self) -> dict[str, Pass]:
+        """The passes that another backend may run, by name."""
+
+    def through(self, runs: Mapping[str, Run]) -> Self:
+        """The same nets with these in the place of their passes. Text that one encoded is not for the other."""
 
     def plan(self, params: Params) -> Plan:
         """Which steps to run and from where. A control_strength of 1 plans no step."""

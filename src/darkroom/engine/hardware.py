@@ -9,6 +9,7 @@ import torch
 
 from darkroom.errors import Unsupported
 
+BUDGET = 0.8  # of the device's memory for weights, where no budget is set: a picture needs room beside them
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -27,7 +28,12 @@ def choose(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     return where, torch.float16 if where.type == "mps" else torch.float32
 
 
-def memory_of(device: torch.device) -> int:
+def room_for_weights(gigabytes: float, device: torch.device) -> int:
+    """Bytes that all weights may take: so many, or where that is 0 most of the device's memory."""
+    return int(gigabytes * 1e9 or BUDGET * _memory_of(device))
+
+
+def _memory_of(device: torch.device) -> int:
     """Bytes of memory that the device has in all."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory

@@ -17,7 +17,7 @@ from darkroom.engine.loras import Loras, LoraSet, laid
 from darkroom.engine.sample import Batch, LoraKey, Sample
 from darkroom.types import Lora, Params
 
-PROMPT_BYTES = 160e6  # of encoded prompts kept; in fp32 an SDXL one takes 0.6 MB, an SD 3.x one 5.5 MB
+PROMPT_BYTES = 320e6  # of encoded prompts kept; in fp32 an SDXL one takes 0.6 MB (as keys and values 51 MB), an SD 3.x one 5.5 MB
 
 
 @dataclass
@@ -43,11 +43,14 @@ class Runner:
     """The only user of the nets. Noise is drawn on the CPU in fp32, a generator for each Sample, so that a seed gives the
     same noise on every device and in any company."""
 
-    def __init__(self, family: Family, lora_folder: Path = Path("loras"), max_lora_bytes: int = 0):
+    def __init__(self, family: Family, lora_folder: Path = Path("loras"), max_lora_bytes: int = 0, fast: Family | None = None):
+        """fast: the same nets through a faster backend, for Samples without LoRAs, since those are laid over the modules."""
         self.family = family
-        self._net_bytes = sum(tensor.nbytes for net in family.nets().values() for tensor in (*net.parameters(), *net.buffers()))
+        self._fast = fast or family
+        copies = 1 if fast is None else 2
+        self._net_bytes = copies * sum(tensor.nbytes for net in family.nets().values() for tensor in (*net.parameters(), *net.buffers()))
         self._loras = Loras(family, lora_folder, max_lora_bytes)
-        self._texts: OrderedDict[tuple[str, tuple[LoraKey, ...]], Text] = OrderedDict()
+        self._texts: OrderedDict[tuple[str, tuple[LoraKey, ...], bool], Text] = OrderedDict()
         self._colours: torch.Tensor | None = None  # the matrix of previews, once one was asked for
 
     def lora_keys(self, loras: Sequence[Lora]) -> tuple[LoraKey, ...]:
@@ -56,13 +59,13 @@ class Runner:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the nets' weights, and of the LoRAs that are kept for them."""
+        """Bytes of the nets' weights, those of a faster backend too, and of the LoRAs that are kept for them."""
         return self._net_bytes + self._loras.nbytes
 
     def release(self) -> None:
         """Give the device's cached memory back; call it once nobody else holds the Runner."""
         device = self.family.device
-        del self.family, self._loras
+        del self.family, self._fast, self._loras
         empty_cache(device)
 
     @torch.inference_mode()
@@ -91,7 +94,7 @@ class Runner:
     @torch.inference_mode()
     def decode(self, samples: list[Sample]) -> list[np.ndarray | None]:
         """Pictures [h, w, 3] uint8 of finished Samples of one size; None for one that is not finite."""
-        pictures = self.family.decode(torch.cat([sample.state.latents for sample in samples]))
+        pictures = self._fast.decode(torch.cat([sample.state.latents for sample in samples]))
         finite = torch.isfinite(pictures).flatten(1).all(dim=1).tolist()
         pixels = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return [(p * 255).round().astype(np.uint8) if ok else None for p, ok in zip(pixels, finite, strict=True)]
@@ -104,13 +107,18 @@ class Runner:
 
     def _encode(self, prompt: str, loras: LoraSet, like: Text | None = None) -> Text:
         """Encoded, or from the cache; an empty prompt is the unconditional of `like`."""
-        key = (prompt, loras.heard)
+        family = self._family(loras)
+        key = (prompt, loras.heard, family is self._fast)
         if key not in self._texts:
-            self._texts[key] = text = self.family.encode_prompt(prompt, like)
+            self._texts[key] = text = family.encode_prompt(prompt, like)
             if len(self._texts) * text.hidden.nbytes > PROMPT_BYTES:  # all have one shape
                 self._texts.popitem(last=False)
         self._texts.move_to_end(key)
         return self._texts[key]
+
+    def _family(self, loras: LoraSet) -> Family:
+        """What runs Samples with these LoRAs."""
+        return self.family if loras.denoiser else self._fast
 
     def _start(self, params: Params, plan: Plan, generator: torch.Generator) -> torch.Tensor:
         scale = self.family.latent_scale
@@ -119,7 +127,7 @@ class Runner:
         if plan.signal is not None:
             assert params.image is not None
             # the posterior is drawn before the noise, from the same generator, as diffusers does; without a step nothing is drawn
-            latents = plan.signal * self.family.encode_image(_pixels(params), generator if plan.noise else None)
+            latents = plan.signal * self._fast.encode_image(_pixels(params), generator if plan.noise else None)
         if plan.noise:
             noise = torch.randn(shape, generator=generator).to(self.family.device)
             latents = latents + plan.noise * noise
@@ -142,7 +150,7 @@ class Runner:
         texts = negatives + [state.text for state in states]
         sides = [(samples[i].params.height, samples[i].params.width) for i in index]
         gather = torch.tensor(index).to(x.device, non_blocking=True)
-        out = self.family.denoise(x[gather].to(self.family.dtype), t[gather], texts, sides)
+        out = self._family(states[0].loras).denoise(x[gather].to(self.family.dtype), t[gather], texts, sides)
         if not guided:
             return out
         unconditional, conditional = out[: len(guided)], out[len(guided) :]

@@ -6,19 +6,22 @@ Skip-layer guidance is not offered: it is a third pass in some of the steps, wit
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from darkroom.engine.family import Plan, Text
 from darkroom.engine.lora_names import Layers, sd3_from_kohya
+from darkroom.engine.passes import Decode, Encode, Pass, Run, Transformer
 from darkroom.engine.prompts import cut_note, cut_word, token_ids
 from darkroom.engine.sigmas import FlowSchedule
 from darkroom.engine.weights import SD3_BLOCKS, here, how_to_open, names_in, open_nets, open_single_file, refuse_gaps
@@ -40,7 +43,8 @@ SIDES = 64  # pictures have sides in multiples of this
 
 
 class SD3:
-    """The nets of one SD 3.x checkpoint in eager PyTorch: the reference backend. Without T5 its place is filled with zeros."""
+    """The nets of one SD 3.x checkpoint, run by eager PyTorch, the reference, unless `through` is told another way. Without T5
+    its place is filled with zeros."""
 
     name = "sd3"
 
@@ -59,6 +63,8 @@ class SD3:
         self.latent_channels = self.transformer.config.in_channels
         self.latent_scale = _latent_scale(self.vae)
         self._patch = self.latent_scale * self.transformer.config.patch_size  # in pixels
+        self._modules = {"transformer": Transformer(self.transformer), "encode": Encode(self.vae), "decode": Decode(self.vae)}
+        self._runs: dict[str, Run] = dict(self._modules)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype, tell: Callable[[float], None] = lambda part: None) -> SD3:
@@ -93,6 +99,21 @@ class SD3:
     def nets(self) -> dict[str, torch.nn.Module]:
         return self._nets
 
+    def passes(self) -> dict[str, Pass]:
+        net, modules = self.transformer.config, self._modules
+        rows, tokens = -1, self._clip_tokens
+        text = (rows, tokens + T5_TOKENS, net.joint_attention_dim)
+        return {
+            "transformer": Pass(modules["transformer"], ((rows, net.in_channels, -1, -1), (rows,), text, (rows, net.pooled_projection_dim))),
+            "decode": Pass(modules["decode"], ((rows, self.latent_channels, -1, -1),)),
+            "encode": Pass(modules["encode"], ((1, 3, -1, -1),), self.latent_scale),
+        }
+
+    def through(self, runs: Mapping[str, Run]) -> SD3:
+        other = copy.copy(self)
+        other._runs = {**self._runs, **runs}
+        return other
+
     def plan(self, params: Params) -> Plan:
         """SD 3.x leaves out floor(steps * control_strength) of the steps, computed in decimal: it runs one more than SDXL
         where the product is not whole, and at least one."""
@@ -120,18 +141,18 @@ class SD3:
 
     def encode_image(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         pixels = pixels.to(self.device, self.vae.dtype, memory_format=torch.channels_last)
-        posterior = self.vae.encode(pixels).latent_dist
+        posterior = DiagonalGaussianDistribution(self._runs["encode"](pixels))
         z = posterior.sample(generator) if generator is not None else posterior.mode()
         return (z.float() - self.vae.config.shift_factor) * self.vae.config.scaling_factor
 
     def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: list[Text], sides: list[tuple[int, int]]) -> torch.Tensor:
         hidden, pooled = torch.cat([text.hidden for text in texts]), torch.cat([text.pooled for text in texts])
-        return self.transformer(x, encoder_hidden_states=hidden, pooled_projections=pooled, timestep=t, return_dict=False)[0].float()
+        return self._runs["transformer"](x, t, hidden, pooled).float()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         config = self.vae.config  # its force_upcast is SDXL's inheritance: SD 3.x's autoencoder does not overflow in fp16
         z = latents / config.scaling_factor + config.shift_factor
-        return self.vae.decode(z.to(self.vae.dtype, memory_format=torch.channels_last), return_dict=False)[0].float()
+        return self._runs["decode"](z.to(self.vae.dtype, memory_format=torch.channels_last)).float()
 
     def from_kohya(self, layers: Layers) -> Layers:
         return sd3_from_kohya(layers, self._nets)

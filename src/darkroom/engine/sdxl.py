@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from darkroom.engine.family import Plan, Text
 from darkroom.engine.lora_names import Layers, sdxl_from_kohya
+from darkroom.engine.passes import Decode, Encode, KeyedUNet, Pass, Run, UNet, keyable
 from darkroom.engine.prompts import cut_note, token_ids
 from darkroom.engine.sigmas import SigmaSchedule
 from darkroom.engine.weights import names_in, open_nets, open_single_file, refuse_gaps
@@ -38,7 +41,7 @@ ORIGINAL_KEYS = (
 
 
 class SDXL:
-    """The nets of one SDXL checkpoint in eager PyTorch: the reference backend."""
+    """The nets of one SDXL checkpoint, run by eager PyTorch, the reference, unless `through` is told another way."""
 
     name = "sdxl"
 
@@ -64,6 +67,10 @@ class SDXL:
         self.latent_channels = self.unet.config.in_channels
         self.latent_scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self._shift, self._scale = _latent_statistics(self.vae.config, device)
+        self._keyed = KeyedUNet(self.unet) if keyable(self.unet) else None
+        self._read: Run = lambda hidden: hidden  # from an encoded prompt to what the UNet's pass takes as text
+        self._modules = {"unet": UNet(self.unet), "encode": Encode(self.vae), "decode": Decode(self.vae)}
+        self._runs: dict[str, Run] = dict(self._modules)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype, tell: Callable[[float], None] = lambda part: None) -> SDXL:
@@ -99,6 +106,24 @@ class SDXL:
     def nets(self) -> dict[str, torch.nn.Module]:
         return self._nets
 
+    def passes(self) -> dict[str, Pass]:
+        unet, modules = self.unet.config, self._modules
+        text = self._keyed.width if self._keyed else unet.cross_attention_dim
+        pooled = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
+        rows, tokens = -1, self._tokenizers[0].model_max_length
+        return {
+            "unet": Pass(self._keyed or modules["unet"], ((rows, unet.in_channels, -1, -1), (rows,), (rows, tokens, text), (rows, pooled), (rows, 6))),
+            "decode": Pass(modules["decode"], ((rows, self.latent_channels, -1, -1),)),
+            "encode": Pass(modules["encode"], ((1, 3, -1, -1),), self.latent_scale),
+        }  # fmt: skip
+
+    def through(self, runs: Mapping[str, Run]) -> SDXL:
+        other = copy.copy(self)
+        other._runs = {**self._runs, **runs}
+        if self._keyed and "unet" in runs:
+            other._read = self._keyed.keys
+        return other
+
     def plan(self, params: Params) -> Plan:
         """SDXL runs floor(steps * strength) of the steps, computed in decimal (a float makes 28 of 100 * 0.29), at least one."""
         steps, control = params.steps, params.control_strength
@@ -121,25 +146,24 @@ class SDXL:
             pooled = out[0]
         assert pooled is not None
         first = self._tokenizers[0]
-        return Text(torch.cat(hidden, dim=-1).to(self.dtype), pooled.to(self.dtype), cut_note(first, first.model_max_length, prompt))
+        text = self._read(torch.cat(hidden, dim=-1).to(self.dtype))
+        return Text(text, pooled.to(self.dtype), cut_note(first, first.model_max_length, prompt))
 
     def encode_image(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         pixels = pixels.to(self.device, self._vae_dtype, memory_format=torch.channels_last)
-        posterior = self.vae.encode(pixels).latent_dist
+        posterior = DiagonalGaussianDistribution(self._runs["encode"](pixels))
         z = posterior.sample(generator) if generator is not None else posterior.mode()
         return (z.float() - self._shift) * self._scale
 
     def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: list[Text], sides: list[tuple[int, int]]) -> torch.Tensor:
         # original size, crop, target size; the size asked for stands for both, as in diffusers' own defaults
         time_ids = torch.tensor([[h, w, 0, 0, h, w] for h, w in sides], dtype=self.dtype).to(self.device, non_blocking=True)
-        added = {"text_embeds": torch.cat([text.pooled for text in texts]), "time_ids": time_ids}
-        hidden = torch.cat([text.hidden for text in texts])
-        x = x.contiguous(memory_format=torch.channels_last)
-        return self.unet(x, t, encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False)[0].float()
+        hidden, pooled = torch.cat([text.hidden for text in texts]), torch.cat([text.pooled for text in texts])
+        return self._runs["unet"](x.contiguous(memory_format=torch.channels_last), t, hidden, pooled, time_ids).float()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         z = (latents / self._scale + self._shift).to(self._vae_dtype, memory_format=torch.channels_last)
-        return self.vae.decode(z, return_dict=False)[0].float()
+        return self._runs["decode"](z).float()
 
     def from_kohya(self, layers: Layers) -> Layers:
         return sdxl_from_kohya(layers, self._nets)

@@ -30,6 +30,12 @@ def _any(folder: Path, patterns: tuple[str, ...]) -> bool:
     return any(True for pattern in patterns for _ in folder.glob(pattern))
 
 
+def stamps(path: Path) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of change of the files of a model, a folder or a single file."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [(file.name, stat.st_size, stat.st_mtime_ns) for file in files if file.is_file() for stat in [file.stat()]]
+
+
 def names_in(file: Path) -> set[str]:
     """The names of the weights in a single file. Raises ModelUnavailable for a broken one."""
     with _opening(file) as weights:

@@ -21,7 +21,6 @@ from darkroom.types import Event, ModelCard, WorkerState
 from darkroom.worker.wire import Costs, Order, Started
 
 COSTS_EVERY = 25  # steps between two reports of the measured costs; what is measured for the first time is told at once
-BUDGET = 0.8  # of the device's memory for weights, where no budget is set: a picture needs room beside them
 
 
 def main() -> None:
@@ -40,31 +39,40 @@ def main() -> None:
     send(Costs(cost.table()))
     engine.run(_Reporter(send, cost, state))
     cost.save()
+    os._exit(0)  # a load may be deep in a library on its thread, where Python's own end would abort it with a cry
 
 
 def _build(order: Order, send: Callable[[Any], None], inbox: queue.SimpleQueue[Message]) -> tuple[Any, CostModel, Callable[[], WorkerState]]:
     """The engine, and how it says what it does. torch is imported here and not before, so that `loading` is out at once."""
+    from darkroom.engine.backend import Backends
     from darkroom.engine.engine import Engine
-    from darkroom.engine.hardware import choose, memory_of, use_threads
+    from darkroom.engine.hardware import choose, room_for_weights, use_threads
 
     use_threads(order.threads)
     device, dtype = choose(order.device, order.dtype)
-    budget = int(order.memory_budget * 1e9 or BUDGET * memory_of(device))
-    residents = Residents({card.name: _source(card, order) for card in order.cards}, budget)
+    budget = room_for_weights(order.memory_budget, device)
+    backends = Backends(order.backend, order.graphs, budget, exact=order.exact)
+    residents = Residents({card.name: _source(card, order, backends) for card in order.cards}, budget)
     cost = CostModel(order.costs)
     engine = Engine(residents, cost, order.max_rows, order.exact, started=lambda job_id: send(Started(job_id)), inbox=inbox)
     residents.preload(order.preload)
     return engine, cost, lambda: _state(residents, str(device), str(dtype).removeprefix("torch."))
 
 
-def _source(card: ModelCard, order: Order) -> Source:
+def _source(card: ModelCard, order: Order, backends: Any) -> Source:
     from darkroom.engine.load import bytes_needed, load_family
     from darkroom.engine.runner import Runner
 
-    return Source(
-        lambda: bytes_needed(card, order.device, order.dtype),
-        lambda tell: Runner(load_family(card, order.device, order.dtype, tell), order.loras, order.max_lora_bytes),
-    )  # fmt: skip
+    def needed() -> int:
+        weights = bytes_needed(card, order.device, order.dtype)
+        return weights if backends.obstacle(weights, order.device, order.dtype) else 2 * weights  # PyTorch's and the graphs'
+
+    def load(tell: Callable[[float], None]) -> Runner:
+        family = load_family(card, order.device, order.dtype, lambda part: tell(0.5 * part))
+        fast = backends.accelerate(family, card, lambda part: tell(0.5 + 0.5 * part))
+        return Runner(family, order.loras, order.max_lora_bytes, fast)
+
+    return Source(needed, load)
 
 
 def _state(residents: Residents, device: str, dtype: str) -> WorkerState:

@@ -160,7 +160,7 @@ class LocalWorker:
         data = settings.data_dir
         self._send(Order(
             cards, settings.device, settings.dtype, settings.threads, settings.max_rows, settings.exact, data / "costs.json",
-            settings.memory_budget, preload, data / LORAS, settings.max_lora_bytes,
+            settings.memory_budget, preload, data / LORAS, settings.max_lora_bytes, settings.backend, settings.graphs,
         ))  # fmt: skip
         threading.Thread(target=self._read, args=(self._connection, self._process), daemon=True).start()
 

@@ -23,6 +23,8 @@ class Order:
     preload: tuple[str, ...]  # names of the models to load at once, as far as they fit
     loras: Path  # the folder
     max_lora_bytes: int
+    backend: str
+    graphs: Path  # the folder of converted models
 
 
 @dataclass(frozen=True)

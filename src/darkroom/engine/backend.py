@@ -1,0 +1,184 @@
+"""Which backend runs the passes of a model: eager PyTorch, the reference, or OpenVINO's graphs where they are faster here.
+
+`auto` converts a model at its first load, measures both and remembers the outcome beside the graphs. No torch at import.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from darkroom.engine.weights import stamps
+from darkroom.errors import Unsupported
+from darkroom.types import ModelCard
+
+log = structlog.get_logger("engine")
+
+EAGER, OPENVINO = "eager", "openvino"
+LAYOUT = 1  # of the graphs: another number makes those on the disk stale
+DEMANDED = "the setting backend says so"
+CHOICE = "choice.json"
+PROBE = 2, 32, 32  # rows and latent sides of the measurement: a guided picture of 256 x 256
+ROUNDS = 5  # of the measurement, the first of which warms up
+MOST_ERROR = 1e-3  # relative, of a pass: far above what rounding does (1e-5), far below what shows
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs a model's passes, and why, in words for an operator."""
+
+    backend: str
+    why: str
+
+
+class Backends:
+    """wanted: `auto`, `eager` or `openvino`; root: the folder of graphs; budget: bytes that all weights may take; exact: whether
+    pictures must be bit-equal in any company."""
+
+    def __init__(self, wanted: str, root: Path, budget: int, exact: bool = False):
+        self._wanted, self._root, self._budget, self._exact = wanted, root, budget, exact
+
+    def obstacle(self, weights: int, device: str, dtype: str) -> str:
+        """Why weights of so many bytes cannot run as graphs; empty where they can. Raises Unsupported where it was demanded."""
+        if self._wanted == EAGER:
+            return DEMANDED
+        why = self._obstacle(weights, device, dtype)
+        if why and self._wanted == OPENVINO:
+            raise Unsupported(f"backend openvino cannot be used: {why}")
+        return why
+
+    def foreseen(self, card: ModelCard, weights: int, device: str, dtype: str) -> Choice:
+        """What will run a model, as far as that can be told without loading it."""
+        why = self.obstacle(weights, device, dtype)
+        if why:
+            return Choice(EAGER, why)
+        if self._wanted == OPENVINO:
+            return Choice(OPENVINO, DEMANDED)
+        return read_choice(graphs_folder(self._root, card)) or Choice("auto", "its first load will measure PyTorch against OpenVINO")
+
+    def _obstacle(self, weights: int, device: str, dtype: str) -> str:
+        from darkroom.engine.hardware import choose
+
+        where, number = choose(device, dtype)
+        if where.type != "cpu" or str(number) != "torch.float32":
+            return f"graphs are run in float32 on the CPU, and this is {number} on {where}"
+        if importlib.util.find_spec("openvino") is None:
+            return "openvino is not installed (pip install openvino)"
+        if self._exact and self._wanted == "auto":
+            return "exact mode takes the reference"
+        if 2 * weights > self._budget:
+            return f"weights and graphs would take {2 * weights / 1e9:.1f} GB and the budget is {self._budget / 1e9:.1f} GB (setting memory_budget)"
+        return ""
+
+    def accelerate(self, family: Any, card: ModelCard, tell: Callable[[float], None] = lambda part: None) -> Any | None:
+        """The family through graphs, or None where eager PyTorch is to run it; `tell` is told the part that is done, 0 to 1.
+
+        Raises Unsupported where graphs were demanded and cannot be had.
+        """
+        weights = sum(4 * weight.numel() for one in family.passes().values() for weight in one.module.parameters())
+        why = self.obstacle(weights, str(family.device), str(family.dtype).removeprefix("torch."))
+        if why:
+            log.info("backend", model=card.name, backend=EAGER, why=why)
+            return None
+        folder = graphs_folder(self._root, card)
+        try:
+            _check_disk(folder, weights)
+            graphs, choice = self._open(family, folder, tell)
+        except (OSError, RuntimeError, Unsupported) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            why = str(error) if isinstance(error, Unsupported) else f"the model could not be converted ({type(error).__name__})"
+            if self._wanted == OPENVINO:
+                raise Unsupported(f"backend openvino cannot be used: {why}") from error
+            log.warning("backend", model=card.name, backend=EAGER, why=why, error=repr(error))
+            return None
+        log.info("backend", model=card.name, backend=choice.backend, why=choice.why)
+        return family.through(graphs) if graphs else None
+
+    def _open(self, family: Any, folder: Path, tell: Callable[[float], None]) -> tuple[Mapping[str, Any], Choice]:
+        from darkroom.engine.graphs import open_graphs
+
+        choice = read_choice(folder)
+        if choice and choice.backend == EAGER and self._wanted == "auto":
+            return {}, choice
+        graphs = open_graphs(family.passes(), folder, fixed=not self._exact, tell=tell)
+        if choice is None:
+            choice = _measure(family.passes(), graphs)
+            (folder / CHOICE).write_text(json.dumps(asdict(choice)))
+            _clear(folder, choice)
+        if choice.backend == EAGER and self._wanted == "auto":
+            return {}, choice
+        return graphs, choice if self._wanted == "auto" else Choice(OPENVINO, DEMANDED)
+
+
+def graphs_folder(root: Path, card: ModelCard) -> Path:
+    """Where the graphs of a model lie: other weights, another version or another layout, another folder."""
+    made_by = [LAYOUT, *(version(package) for package in ("openvino", "diffusers", "torch"))]
+    key = hashlib.sha256(json.dumps([stamps(Path(card.path or "")), made_by]).encode()).hexdigest()[:16]
+    return root / card.name / key
+
+
+def read_choice(folder: Path) -> Choice | None:
+    """What was found at the first load; None where that is still to come."""
+    try:
+        return Choice(**json.loads((folder / CHOICE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _measure(passes: Mapping[str, Any], graphs: Mapping[str, Any]) -> Choice:
+    """Both ways in turn over every pass. Raises Unsupported where they do not agree."""
+    lines, totals = [], {EAGER: 0.0, OPENVINO: 0.0}
+    for name, one in passes.items():
+        example = one.example(1 if one.shapes[0][0] == 1 else PROBE[0], *PROBE[1:])
+        medians, error = _race(one.module, graphs[name], example)
+        if not error < MOST_ERROR:
+            raise Unsupported(f"OpenVINO's {name} differs from PyTorch's by {error:.0e} of its size")
+        lines.append(f"{name} {1000 * medians[OPENVINO]:.0f} against {1000 * medians[EAGER]:.0f} ms")
+        totals = {backend: totals[backend] + medians[backend] for backend in totals}
+    backend = OPENVINO if totals[OPENVINO] < totals[EAGER] else EAGER
+    return Choice(backend, f"measured at the first load, OpenVINO against PyTorch: {', '.join(lines)}")
+
+
+def _race(eager: Any, graph: Any, example: tuple[Any, ...]) -> tuple[dict[str, float], float]:
+    """Median seconds by backend, and how far apart the outcomes are, relative."""
+    import torch
+
+    seconds: dict[str, list[float]] = {EAGER: [], OPENVINO: []}
+    outs = {}
+    with torch.inference_mode():
+        for _ in range(ROUNDS):
+            for backend, run in ((EAGER, eager), (OPENVINO, graph)):
+                start = time.perf_counter()
+                outs[backend] = run(*example)
+                seconds[backend].append(time.perf_counter() - start)
+        error = ((outs[EAGER] - outs[OPENVINO]).norm() / outs[EAGER].norm()).item()
+    return {backend: statistics.median(times[1:]) for backend, times in seconds.items()}, error
+
+
+def _check_disk(folder: Path, weights: int) -> None:
+    """Raises Unsupported where the disk lacks room for graphs that are still to be made."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if not folder.exists() and free < weights + 2**28:
+        raise Unsupported(f"converting takes {weights / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free")
+
+
+def _clear(folder: Path, choice: Choice) -> None:
+    """What is of no use: graphs of other versions of the model, and graphs that were found slower."""
+    for other in folder.parent.iterdir():
+        if other != folder and not other.name.endswith(".partial"):
+            shutil.rmtree(other, ignore_errors=True)
+    if choice.backend == EAGER:
+        for file in (*folder.glob("*.xml"), *folder.glob("*.bin")):
+            file.unlink()

@@ -1,0 +1,132 @@
+"""Passes as OpenVINO graphs on the CPU, in fp32: converted from PyTorch once, then read from files.
+
+A graph takes any rows and sides. A shape that keeps coming gets a graph of its own, in which nothing is left to be worked out
+at each call: a fifth faster with nets as small as the demo's. It is compiled beside the work, on a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+import structlog
+import torch
+
+from darkroom.engine.passes import Pass
+
+log = structlog.get_logger("engine")
+
+TRACED = 2, 21, 27  # rows and latent sides of the example: odd sides, so that the graph also holds how they are rounded
+FIXED_BYTES = 500e6  # of weights in graphs for one shape, of one pass: each holds its own, so large nets have none
+PAYS = 3  # a shape gets its own graph once it took so many times what compiling takes
+# f32: bf16 and f16 are slower than f32 without AMX, and give other pictures. Pinned threads would fight PyTorch's.
+OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class Graph:
+    """A pass as a compiled graph. One thread calls it."""
+
+    def __init__(self, file: Path, core: ov.Core, fixed_bytes: float = FIXED_BYTES):
+        self._core, self._options = core, OPTIONS | {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        self._model = core.read_model(file)
+        self._fixed: OrderedDict[Shapes, Any] = OrderedDict()  # requests by shape, the least recently used first
+        self._most_fixed = int(fixed_bytes / file.with_suffix(".bin").stat().st_size)
+        self._spent: Counter[Shapes] = Counter()  # seconds by shape in the graph for any
+        self._compiling = False
+        start = time.perf_counter()
+        self._any = self._compile(self._model)
+        self._compile_seconds = time.perf_counter() - start
+
+    @property
+    def fixed_shapes(self) -> list[Shapes]:
+        """Those that have a graph of their own, the least recently used first."""
+        return list(self._fixed)
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+        inputs = {place: tensor.contiguous().numpy() for place, tensor in enumerate(tensors)}
+        shapes = tuple(array.shape for array in inputs.values())
+        request = self._fixed.get(shapes)
+        if request is None:
+            return self._run_any(inputs, shapes)
+        self._fixed.move_to_end(shapes)
+        return _run(request, inputs)
+
+    def _run_any(self, inputs: Mapping[int, Any], shapes: Shapes) -> torch.Tensor:
+        start = time.perf_counter()
+        out = _run(self._any, inputs)
+        self._spent[shapes] += time.perf_counter() - start  # type: ignore[assignment]
+        if self._spent[shapes] > PAYS * self._compile_seconds and self._most_fixed and not self._compiling:
+            self._compiling = True
+            threading.Thread(target=self._fix, args=(shapes,)).start()  # not a daemon: the interpreter waits for it, and must
+        return out
+
+    def _fix(self, shapes: Shapes) -> None:
+        """Thread: compile a graph for these shapes and put it in place."""
+        try:
+            model = self._model.clone()
+            model.reshape(dict(enumerate(ov.PartialShape(list(shape)) for shape in shapes)))
+            request = self._compile(model)
+            while len(self._fixed) >= self._most_fixed:
+                self._fixed.popitem(last=False)
+            self._fixed[shapes] = request
+        except Exception as error:
+            log.warning("a graph for one shape could not be compiled", shapes=shapes, error=repr(error))
+            self._most_fixed = 0
+        self._spent.clear()
+        self._compiling = False
+
+    def _compile(self, model: ov.Model) -> Any:
+        return self._core.compile_model(model, "CPU", self._options).create_infer_request()
+
+
+def _run(request: Any, inputs: Mapping[int, Any]) -> torch.Tensor:
+    (array,) = request.infer(inputs, share_inputs=True).values()
+    return torch.from_numpy(array)
+
+
+def open_graphs(passes: Mapping[str, Pass], folder: Path, fixed: bool = True, tell: Callable[[float], None] = lambda part: None) -> dict[str, Graph]:
+    """The graphs of these passes, from the files in `folder`, which are made first where they are not there. `fixed` lets
+    shapes have graphs of their own; `tell` is told the part that is done, 0 to 1. Raises OSError where files cannot be
+    written, RuntimeError where a pass cannot be converted."""
+    if not all((folder / f"{name}.xml").exists() for name in passes):
+        _convert_all(passes, folder, tell)
+    core = ov.Core()
+    return {name: Graph(folder / f"{name}.xml", core, FIXED_BYTES if fixed else 0) for name in passes}
+
+
+def _convert_all(passes: Mapping[str, Pass], folder: Path, tell: Callable[[float], None]) -> None:
+    """Write all graphs, or nothing."""
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        for done, (name, one) in enumerate(passes.items(), 1):
+            ov.save_model(_convert(one), partial / f"{name}.xml", compress_to_fp16=False)
+            tell(done / len(passes))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@torch.no_grad()
+def _convert(one: Pass) -> ov.Model:
+    """By OpenVINO's frontend itself: its `convert_model` would report each use to its makers."""
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    frontend: Any = FrontEndManager().load_by_framework("pytorch")
+    with warnings.catch_warnings(action="ignore", category=torch.jit.TracerWarning):  # of checks that hold for every size
+        decoder = TorchScriptPythonDecoder(one.module.eval(), example_input=one.example(*TRACED))
+    model = frontend.convert(frontend.load(decoder))
+    model.reshape(dict(enumerate(ov.PartialShape(list(shape)) for shape in one.shapes)))
+    return model

@@ -1,0 +1,186 @@
+"""OpenVINO's graphs against the reference: the same pictures to a bound, chosen by measurement, kept on the disk."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from darkroom.engine.backend import CHOICE, EAGER, OPENVINO, Backends, graphs_folder, read_choice
+from darkroom.engine.cost import CostModel
+from darkroom.engine.engine import Engine
+from darkroom.engine.graphs import Graph, open_graphs
+from darkroom.engine.residents import Residents
+from darkroom.engine.runner import Runner
+from darkroom.errors import Unsupported
+from darkroom.types import ModelCard, Params
+
+from .conftest import Lab, apart, photo, psnr
+from .lora_lab import changes, write_diffusers
+from .sd3_lab import SD35_MEDIUM, SD3Lab, make_sd3
+from .test_parity import params, strangers
+
+ROOM = 10**10  # bytes: no obstacle
+
+
+class FastLab:
+    """A lab whose engine runs graphs."""
+
+    def __init__(self, lab: Lab, folder: Path):
+        self.lab, self.card = lab, ModelCard("tiny", lab.family.name, path=str(folder))
+        self.fast = Backends(OPENVINO, folder.parent / "graphs", ROOM).accelerate(lab.family, self.card)
+
+    def engine(self) -> Engine:
+        clock = iter(range(10**9))
+        runner = Runner(self.lab.family, self.lab.loras, fast=self.fast)
+        return Engine(Residents.of({"tiny": runner}), CostModel(), clock=lambda: next(clock) * 0.01)
+
+    def ours(self, *submissions: tuple[int, Params]) -> list[np.ndarray]:
+        return self.lab.ours(*submissions, engine=self.engine())
+
+
+@pytest.fixture(scope="module")
+def sdxl(lab: Lab, checkpoint: Path) -> FastLab:
+    return FastLab(lab, checkpoint)
+
+
+@pytest.fixture(scope="module")
+def sd3(tmp_path_factory: pytest.TempPathFactory) -> FastLab:
+    folder = make_sd3(tmp_path_factory.mktemp("sd3") / "tiny", t5=False, **SD35_MEDIUM)
+    return FastLab(SD3Lab(folder), folder)
+
+
+@pytest.fixture(params=["sdxl", "sd3"])
+def labs(request: pytest.FixtureRequest) -> FastLab:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize(("width", "height"), [(128, 128), (256, 192), (192, 320), (512, 512)])
+def test_pictures_agree_with_the_reference_alone_and_in_company(labs: FastLab, width: int, height: int) -> None:
+    wanted = params(width=width, height=height)
+    (reference,) = labs.lab.ours((0, wanted))
+    (alone,) = labs.ours((0, wanted))
+    crowd = labs.ours((2, wanted), *strangers(width, height))
+    assert max(len(batch) for batch in labs.lab.batches if "0" in batch) >= 3, "it never had company"
+    assert psnr(alone, reference) >= 50
+    assert psnr(crowd[0], reference) >= 50
+    assert apart(crowd[0], alone) <= 2
+
+
+@pytest.mark.parametrize("changed", [{"cfg": 1.0}, {"negative_prompt": "a green circle"}, {"width": 200, "height": 136}])
+def test_other_work_agrees_too(sdxl: FastLab, changed: dict[str, Any]) -> None:
+    wanted = params(**changed)
+    assert psnr(*sdxl.lab.ours((0, wanted)), *sdxl.ours((0, wanted))) >= 50
+
+
+def test_image_to_image_agrees(labs: FastLab) -> None:
+    wanted = params(width=192, height=128, image=photo(192, 128), control_strength=Decimal("0.5"))
+    assert psnr(*labs.lab.ours((0, wanted)), *labs.ours((0, wanted))) >= 50
+
+
+def test_loras_are_laid_over_the_reference(sdxl: FastLab, tmp_path: Path) -> None:
+    """A graph knows no hooks: the steps of Samples with LoRAs run on the modules, beside others that do not."""
+    from darkroom.types import Lora
+
+    pipe = sdxl.lab.text_to_image
+    write_diffusers(pipe, changes(pipe, ("unet", "text_encoder"), 6, 8, size=0.15), tmp_path / "one.safetensors")
+    sdxl.lab.loras = tmp_path
+    wanted = params(loras=(Lora("one", 1.0),))
+    (reference,) = sdxl.lab.ours((0, wanted))
+    fast = sdxl.ours((0, wanted), (0, params()))
+    assert psnr(fast[0], reference) >= 50
+    assert psnr(fast[0], fast[1]) < 40
+
+
+def test_a_shape_that_keeps_coming_gets_a_graph_of_its_own(sdxl: FastLab, tmp_path: Path) -> None:
+    one = sdxl.lab.family.passes()["unet"]
+    graph = open_graphs({"unet": one}, tmp_path / "graphs")["unet"]
+    often, seldom = one.example(2, 16, 16), one.example(4, 32, 24)
+    first = graph(*often)
+    until = time.monotonic() + 60
+    while not graph.fixed_shapes and time.monotonic() < until:
+        graph(*often)
+    assert graph.fixed_shapes == [tuple(tuple(tensor.shape) for tensor in often)]
+    assert torch.allclose(graph(*often), first, rtol=1e-3, atol=1e-4)
+    assert graph(*seldom).shape == seldom[0].shape
+
+
+def test_graphs_for_one_shape_are_bounded_by_memory(sdxl: FastLab, tmp_path: Path) -> None:
+    one = sdxl.lab.family.passes()["decode"]
+    open_graphs({"decode": one}, tmp_path / "graphs")
+    file = tmp_path / "graphs" / "decode.xml"
+    import openvino as ov
+
+    graph = Graph(file, ov.Core(), fixed_bytes=2 * file.with_suffix(".bin").stat().st_size)
+    sides = [(16, 16), (16, 24), (24, 16), (24, 24)]
+    for side in sides:
+        until = time.monotonic() + 60
+        while side not in [shapes[0][2:] for shapes in graph.fixed_shapes] and time.monotonic() < until:
+            graph(*one.example(1, *side))
+    assert [shapes[0][2:] for shapes in graph.fixed_shapes] == sides[-2:]
+
+
+def test_a_model_is_converted_and_measured_once(sdxl: FastLab, tmp_path: Path) -> None:
+    backends, lab = Backends("auto", tmp_path, ROOM), sdxl.lab
+    parts: list[float] = []
+    backends.accelerate(lab.family, sdxl.card, parts.append)
+    folder = graphs_folder(tmp_path, sdxl.card)
+    choice = read_choice(folder)
+    assert choice is not None
+    assert "against" in choice.why
+    assert backends.foreseen(sdxl.card, 1, "cpu", "float32") == choice
+    assert parts == sorted(parts)
+    assert parts[-1] == 1.0
+    made = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    backends.accelerate(lab.family, sdxl.card)
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == made
+
+
+def test_what_was_found_slower_is_not_used_and_not_kept(sdxl: FastLab, tmp_path: Path) -> None:
+    folder = graphs_folder(tmp_path, sdxl.card)
+    folder.mkdir(parents=True)
+    (folder / CHOICE).write_text(json.dumps({"backend": EAGER, "why": "it was slower"}))
+    assert Backends("auto", tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card) is None
+    assert [file.name for file in folder.iterdir()] == [CHOICE]
+    assert Backends(OPENVINO, tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card) is not None
+
+
+def test_graphs_that_cannot_be_read_are_made_again(sdxl: FastLab, tmp_path: Path) -> None:
+    Backends(OPENVINO, tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card)
+    folder = graphs_folder(tmp_path, sdxl.card)
+    (folder / "unet.xml").write_text("spoilt")
+    assert Backends("auto", tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card) is None
+    assert not folder.exists()
+    assert Backends(OPENVINO, tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card) is not None
+
+
+def test_other_weights_have_other_graphs(checkpoint: Path, tmp_path: Path) -> None:
+    card = ModelCard("tiny", "sdxl", path=str(checkpoint))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "model.safetensors").write_bytes(b"other")
+    assert graphs_folder(tmp_path, card) != graphs_folder(tmp_path, replace(card, path=str(copy)))
+    assert graphs_folder(tmp_path, card) == graphs_folder(tmp_path, card)
+
+
+def test_obstacles_are_named(tmp_path: Path, sdxl: FastLab) -> None:
+    auto = Backends("auto", tmp_path, budget=1000)
+    assert auto.obstacle(500, "cpu", "float32") == ""
+    assert "memory_budget" in auto.obstacle(501, "cpu", "float32")
+    assert "float16" in auto.obstacle(1, "cpu", "float16")
+    assert "exact" in Backends("auto", tmp_path, 1000, exact=True).obstacle(1, "cpu", "float32")
+    assert "setting" in Backends(EAGER, tmp_path, 1000).obstacle(1, "cpu", "float32")
+    with pytest.raises(Unsupported, match="float16"):
+        Backends(OPENVINO, tmp_path, 1000).obstacle(1, "cpu", "float16")
+    (tmp_path / "file").write_text("")
+    blocked = tmp_path / "file" / "graphs"
+    assert Backends("auto", blocked, ROOM).accelerate(sdxl.lab.family, sdxl.card) is None
+    with pytest.raises(Unsupported, match="openvino"):
+        Backends(OPENVINO, blocked, ROOM).accelerate(sdxl.lab.family, sdxl.card)
