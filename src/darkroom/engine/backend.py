@@ -44,10 +44,10 @@ class Choice:
 
 class Backends:
     """wanted: `auto`, `eager` or `openvino`; root: the folder of graphs; budget: bytes that all weights may take; exact: whether
-    pictures must be bit-equal in any company."""
+    pictures must be bit-equal in any company; threads: of the CPU, 0 for as many as there are cores."""
 
-    def __init__(self, wanted: str, root: Path, budget: int, exact: bool = False):
-        self._wanted, self._root, self._budget, self._exact = wanted, root, budget, exact
+    def __init__(self, wanted: str, root: Path, budget: int, exact: bool = False, threads: int = 0):
+        self._wanted, self._root, self._budget, self._exact, self._threads = wanted, root, budget, exact, threads
 
     def obstacle(self, weights: int, device: str, dtype: str) -> str:
         """Why weights of so many bytes cannot run as graphs; empty where they can. Raises Unsupported where it was demanded."""
@@ -111,7 +111,7 @@ class Backends:
         choice = read_choice(folder)
         if choice and choice.backend == EAGER and self._wanted == "auto":
             return {}, choice
-        graphs = open_graphs(family.passes(), folder, fixed=not self._exact, tell=tell)
+        graphs = open_graphs(family.passes(), folder, self._threads, fixed=not self._exact, tell=tell)
         if choice is None:
             choice = _measure(family.passes(), graphs)
             (folder / CHOICE).write_text(json.dumps(asdict(choice)))

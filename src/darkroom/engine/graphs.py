@@ -36,8 +36,9 @@ Shapes = tuple[tuple[int, ...], ...]
 class Graph:
     """A pass as a compiled graph. One thread calls it."""
 
-    def __init__(self, file: Path, core: ov.Core, fixed_bytes: float = FIXED_BYTES):
-        self._core, self._options = core, OPTIONS | {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    def __init__(self, file: Path, core: ov.Core, threads: int = 0, fixed_bytes: float = FIXED_BYTES):
+        """threads: 0 takes a thread for each core."""
+        self._core, self._options = core, OPTIONS | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
         self._model = core.read_model(file)
         self._fixed: OrderedDict[Shapes, Any] = OrderedDict()  # requests by shape, the least recently used first
         self._most_fixed = int(fixed_bytes / file.with_suffix(".bin").stat().st_size)
@@ -94,14 +95,18 @@ def _run(request: Any, inputs: Mapping[int, Any]) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def open_graphs(passes: Mapping[str, Pass], folder: Path, fixed: bool = True, tell: Callable[[float], None] = lambda part: None) -> dict[str, Graph]:
-    """The graphs of these passes, from the files in `folder`, which are made first where they are not there. `fixed` lets
-    shapes have graphs of their own; `tell` is told the part that is done, 0 to 1. Raises OSError where files cannot be
-    written, RuntimeError where a pass cannot be converted."""
+def open_graphs(
+    passes: Mapping[str, Pass], folder: Path, threads: int = 0, fixed: bool = True, tell: Callable[[float], None] = lambda part: None
+) -> dict[str, Graph]:
+    """The graphs of these passes, from the files in `folder`, which are made first where they are not there.
+
+    threads as in Graph; fixed lets shapes have graphs of their own; tell is told the part that is converted, 0 to 1. Raises
+    OSError where files cannot be written, RuntimeError where a pass cannot be converted or read.
+    """
     if not all((folder / f"{name}.xml").exists() for name in passes):
         _convert_all(passes, folder, tell)
     core = ov.Core()
-    return {name: Graph(folder / f"{name}.xml", core, FIXED_BYTES if fixed else 0) for name in passes}
+    return {name: Graph(folder / f"{name}.xml", core, threads, FIXED_BYTES if fixed else 0) for name in passes}
 
 
 def _convert_all(passes: Mapping[str, Pass], folder: Path, tell: Callable[[float], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from darkroom.engine import preview, samplers
 from darkroom.engine.family import Family, Plan, Text
-from darkroom.engine.hardware import empty_cache
+from darkroom.engine.hardware import empty_cache, threads
 from darkroom.engine.loras import Loras, LoraSet, laid
 from darkroom.engine.sample import Batch, LoraKey, Sample
 from darkroom.types import Lora, Params
@@ -81,12 +82,15 @@ class Runner:
     @torch.inference_mode()
     def denoise(self, batch: Batch) -> None:
         """One forward pass and one sampler step for every Sample of the batch."""
-        samples = batch.samples
+        loras = batch.samples[0].state.loras  # one key, so all have the same
+        with laid(loras.denoiser), self._beside(self._family(loras)):
+            self._step(batch.samples)
+
+    def _step(self, samples: tuple[Sample, ...]) -> None:
         states: list[State] = [sample.state for sample in samples]
         row = self._rows(samples)
         x = torch.cat([state.latents for state in states])
-        with laid(states[0].loras.denoiser):  # one key, so all have the same
-            out = self._guided(samples, states, x * row[:, samplers.C_IN].view(-1, 1, 1, 1), row[:, samplers.T])
+        out = self._guided(samples, states, x * row[:, samplers.C_IN].view(-1, 1, 1, 1), row[:, samplers.T])
         x, denoised = samplers.advance(x, out, row, self._before(samples, states), self._noise(samples, states))
         for i, state in enumerate(states):
             state.latents, state.denoised = x[i : i + 1], denoised[i : i + 1]
@@ -94,9 +98,10 @@ class Runner:
     @torch.inference_mode()
     def decode(self, samples: list[Sample]) -> list[np.ndarray | None]:
         """Pictures [h, w, 3] uint8 of finished Samples of one size; None for one that is not finite."""
-        pictures = self._fast.decode(torch.cat([sample.state.latents for sample in samples]))
-        finite = torch.isfinite(pictures).flatten(1).all(dim=1).tolist()
-        pixels = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        with self._beside(self._fast):
+            pictures = self._fast.decode(torch.cat([sample.state.latents for sample in samples]))
+            finite = torch.isfinite(pictures).flatten(1).all(dim=1).tolist()
+            pixels = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         return [(p * 255).round().astype(np.uint8) if ok else None for p, ok in zip(pixels, finite, strict=True)]
 
     def preview(self, sample: Sample) -> bytes:
@@ -119,6 +124,11 @@ class Runner:
     def _family(self, loras: LoraSet) -> Family:
         """What runs Samples with these LoRAs."""
         return self.family if loras.denoiser else self._fast
+
+    def _beside(self, family: Family) -> AbstractContextManager[None]:
+        """PyTorch's threads spin for a while after each operation, and would slow down the threads of graphs: beside these it
+        takes one."""
+        return nullcontext() if family is self.family else threads(1)
 
     def _start(self, params: Params, plan: Plan, generator: torch.Generator) -> torch.Tensor:
         scale = self.family.latent_scale

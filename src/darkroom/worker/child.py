@@ -51,7 +51,7 @@ def _build(order: Order, send: Callable[[Any], None], inbox: queue.SimpleQueue[M
     use_threads(order.threads)
     device, dtype = choose(order.device, order.dtype)
     budget = room_for_weights(order.memory_budget, device)
-    backends = Backends(order.backend, order.graphs, budget, exact=order.exact)
+    backends = Backends(order.backend, order.graphs, budget, order.exact, order.threads)
     residents = Residents({card.name: _source(card, order, backends) for card in order.cards}, budget)
     cost = CostModel(order.costs)
     engine = Engine(residents, cost, order.max_rows, order.exact, started=lambda job_id: send(Started(job_id)), inbox=inbox)
