@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from darkroom.engine.cost import CostModel
 from darkroom.engine.sample import Batch, BatchKey, Sample
 from darkroom.engine.scheduler import AGEING, Scheduler
 from darkroom.types import Params
+
+from .plain_scheduler import PlainScheduler
 
 Curve = Callable[[BatchKey, int], float]
 
@@ -203,8 +206,6 @@ def test_at_most_one_newcomer_joins_a_step() -> None:
 
 
 def test_mean_latency_is_well_below_first_come_first_served() -> None:
-    import random
-
     rng, at, arrivals = random.Random(5), 0.0, []
     work = [(rng.choice([256, 384]), rng.choice([10, 20, 30, 50]), rng.choice([1, 2])) for _ in range(400)]
     seconds = [steps * linear(BatchKey("m", side, side), rows) for side, steps, rows in work]
@@ -293,3 +294,137 @@ def test_leaving_for_a_moment_earns_nothing_and_nobody_is_kept_for_ever() -> Non
 def test_the_scheduler_imports_no_torch(module: str) -> None:
     code = f"import sys, darkroom.engine.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Lockstep:
+    """The real scheduler and the plain one, each with Samples and costs of its own, told and asked the same."""
+
+    def __init__(self, exact: bool, seed: int):
+        self.real, self.plain = Scheduler(CostModel(), 12, exact), PlainScheduler(CostModel(), 12, exact)
+        self.random, self.now, self.come = random.Random(seed), 0.0, 0
+
+    def add(self, arrival: Arrival, model: str, after: float) -> None:
+        self.now += after
+        for scheduler in (self.real, self.plain):
+            sample = replace(arrival, at=self.now).sample(str(self.come))
+            scheduler.add(replace(sample, key=replace(sample.key, model=model)))
+        self.come += 1
+
+    def cancel(self, name: str) -> None:
+        self.real.cancel(name)
+        self.plain.cancel(name)
+
+    def step(self, curve: Curve) -> None:
+        """Schedule, prepare, then settle; now and then one cannot be prepared or the pass fails, as in the engine."""
+        batches = self.real.schedule(self.now), self.plain.schedule(self.now)
+        names, plainly = ([s.id for s in batch.samples] if batch else [] for batch in batches)
+        assert names == plainly
+        seconds = self.random.uniform(0.8, 1.2) * curve(batches[0].key, batches[0].rows) if batches[0] else 1.0
+        luck = self.random.random()
+        for scheduler, batch in zip((self.real, self.plain), batches, strict=True):
+            if batch and luck > 0.1:
+                self.carry_out(scheduler, batch, seconds, unfit=luck < 0.15, fails=0.15 < luck < 0.3)
+        self.now += seconds
+
+    @staticmethod
+    def carry_out(scheduler: Scheduler | PlainScheduler, batch: Batch, seconds: float, unfit: bool, fails: bool) -> None:
+        new = [s for s in batch.samples if not s.prepared]
+        for sample in new:
+            sample.state = None if unfit else "prepared"
+            if unfit:
+                scheduler.cancel(sample.id)
+        batch = Batch(tuple(s for s in batch.samples if s.prepared))
+        if fails:
+            for sample in batch.samples:
+                sample.alone = True
+        elif batch.samples:
+            scheduler.settle(batch, seconds)
+
+
+job = st.builds(
+    Arrival, st.just(0.0), st.sampled_from([128, 256]), st.integers(1, 12), st.sampled_from([1, 2]), st.sampled_from("abcd"), st.sampled_from([0.5, 1.0, 3.0])
+)
+comes = st.tuples(st.just("come"), job, st.sampled_from("mmn"), st.sampled_from([0.0, 0.0, 0.1, 10.0]))
+goes = st.tuples(st.just("go"), st.integers(0, 30).map(str))
+stepped = st.tuples(st.just("step"), st.integers(1, 5))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(comes, comes, comes, goes, stepped), min_size=20, max_size=80), curves, st.booleans(), st.integers(0, 999))
+def test_lines_choose_as_sorting_all_would(news: list, curve: str, exact: bool, seed: int) -> None:
+    both = Lockstep(exact, seed)
+    for what, *of in news:
+        if what == "come":
+            both.add(*of)
+        elif what == "go":
+            both.cancel(*of)
+        else:
+            for _ in range(*of):
+                both.step(CURVES[curve])
+    while len(both.real):
+        both.step(CURVES[curve])
+    assert not both.plain.here
+
+
+class Effort:
+    """What the scheduler did: ids compared (the last word between Samples that came together), Samples looked at, costs asked for."""
+
+    def __init__(self) -> None:
+        self.compared = self.looked = self.asked = 0
+
+    def id(self, i: int) -> str:
+        effort = self
+
+        class Id(str):
+            def __lt__(self, other: str) -> bool:
+                effort.compared += 1
+                return str.__lt__(self, other)
+
+        return Id(i)
+
+    def sample(self, sample: Sample) -> Sample:
+        effort = self
+
+        class Watched(Sample):
+            def __getattribute__(self, name: str) -> object:
+                effort.looked += 1
+                return super().__getattribute__(name)
+
+        return Watched(**vars(sample))
+
+    def cost(self) -> CostModel:
+        effort = self
+
+        class Asked(CostModel):
+            def step_seconds(self, key: BatchKey, rows: int) -> float:
+                effort.asked += 1
+                return super().step_seconds(key, rows)
+
+        return Asked()
+
+
+def effort_of_steps(count: int, turns: int = 50) -> Effort:
+    """With so many jobs, of 36 kinds, that came together."""
+    effort = Effort()
+    scheduler = Scheduler(effort.cost())
+    for i in range(count):
+        sample = Arrival(0.0, (128, 256, 384)[i % 3], (10, 20)[i // 3 % 2], 1 + i // 6 % 2, "abc"[i // 12 % 3]).sample("")
+        scheduler.add(effort.sample(replace(sample, id=effort.id(i))))
+    scheduler.schedule(0.0)  # which has all of them to put in line
+    effort.compared = effort.looked = effort.asked = 0
+    for turn in range(turns):
+        batch = scheduler.schedule(0.01 * turn)
+        assert batch is not None
+        for sample in batch.samples:
+            sample.state = "prepared"
+        scheduler.settle(batch, 0.01)
+        scheduler.cancel(str(count - 1 - turn))
+    return effort
+
+
+def test_a_step_takes_no_longer_because_more_jobs_wait() -> None:
+    few, many = effort_of_steps(500), effort_of_steps(10_000)
+    assert 0 < many.compared <= 3 * few.compared  # the search for a place in a line grows with the line's logarithm
+    assert 0 < many.looked <= 1.1 * few.looked
+    assert 0 < many.asked <= 1.1 * few.asked
+    assert many.asked <= 50 * (6 + 2 * 16)

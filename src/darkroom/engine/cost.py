@@ -37,6 +37,8 @@ class CostModel:
         self._seen: dict[str, int] = {}
         self._last: dict[tuple[str, int], int] = {}
         self._decodes: dict[str, deque[float]] = {}
+        self._medians: dict[str, dict[int, float]] = {}  # of _steps
+        self._told: dict[tuple[BatchKey, int], float] = {}  # what step_seconds answered since the last measurement: it is asked often
         if path is not None and path.exists():
             self._read(path)
 
@@ -45,7 +47,7 @@ class CostModel:
         size = size_name(key)
         self._seen[size] = self._seen.get(size, 0) + 1
         self._last[size, rows] = self._seen[size]
-        self._steps.setdefault(size, {}).setdefault(rows, deque(maxlen=WINDOW)).append(seconds)
+        self._take(size, rows, seconds)
 
     def observe_decode(self, key: BatchKey, pictures: int, seconds: float) -> None:
         """Decoding `pictures` together took `seconds`."""
@@ -53,13 +55,10 @@ class CostModel:
 
     def step_seconds(self, key: BatchKey, rows: int) -> float:
         """Expected seconds of a pass with `rows` rows: the median where it was measured, else an estimate from its neighbours."""
-        size = size_name(key)
-        known = self._fresh(size)
-        if rows in known:
-            return known[rows]
-        if known:
-            return _extrapolated(known, rows)
-        return rows * self._per_pixel(key.model) * key.height * key.width / 64
+        told = self._told.get((key, rows))
+        if told is None:
+            told = self._told[key, rows] = self._expected(key, rows)
+        return told
 
     def decode_seconds(self, key: BatchKey) -> float:
         """Expected seconds to decode one picture; about two steps until it was measured."""
@@ -77,7 +76,7 @@ class CostModel:
 
     def table(self) -> dict[str, dict[str, float]]:
         """Medians by size and rows, as stored in the data folder."""
-        steps = {s: {str(r): statistics.median(t) for r, t in sorted(by.items())} for s, by in self._steps.items()}
+        steps = {s: {str(r): seconds for r, seconds in sorted(by.items())} for s, by in self._medians.items()}
         for size, times in self._decodes.items():
             steps.setdefault(size, {})["decode"] = statistics.median(times)
         return steps
@@ -89,7 +88,8 @@ class CostModel:
                 if rows == "decode":
                     self._decodes[size] = deque([float(seconds)], maxlen=WINDOW)
                 else:
-                    self._steps.setdefault(size, {})[int(rows)] = deque([float(seconds)], maxlen=WINDOW)
+                    self._steps.get(size, {}).pop(int(rows), None)
+                    self._take(size, int(rows), float(seconds))
 
     def save(self) -> None:
         """Write the table whole or not at all. What cannot be written (a full disk) is measured anew after the next start."""
@@ -108,20 +108,33 @@ class CostModel:
         except (ValueError, AttributeError, TypeError):
             path.unlink(missing_ok=True)  # a spoilt table only costs a few measurements
 
+    def _take(self, size: str, rows: int, seconds: float) -> None:
+        times = self._steps.setdefault(size, {}).setdefault(rows, deque(maxlen=WINDOW))
+        times.append(seconds)
+        self._medians.setdefault(size, {})[rows] = statistics.median(times)
+        self._told.clear()
+
+    def _expected(self, key: BatchKey, rows: int) -> float:
+        known = self._fresh(size_name(key))
+        if rows in known:
+            return known[rows]
+        if known:
+            return _extrapolated(known, rows)
+        return rows * self._per_pixel(key.model) * key.height * key.width / 64
+
     def _fresh(self, size: str) -> dict[int, float]:
         """Medians by rows, without what is too old to be trusted while other row counts were measured."""
         now = self._seen.get(size, 0)
-        by = self._steps.get(size, {})
-        young = {r: statistics.median(t) for r, t in by.items() if now - self._last.get((size, r), 0) < STALE}
-        return young or {r: statistics.median(t) for r, t in by.items()}
+        medians = self._medians.get(size, {})
+        return {r: seconds for r, seconds in medians.items() if now - self._last.get((size, r), 0) < STALE} or medians
 
     def _per_pixel(self, model: str) -> float:
         """Seconds a row and latent pixel: the dearest of the model's measured sizes, or a first guess."""
         shares = []
-        for size, by in self._steps.items():
+        for size, medians in self._medians.items():
             name, height, width = size.rsplit(" ", 2)
             if name == model:
-                shares += [statistics.median(t) / r / (int(height) * int(width) / 64) for r, t in by.items()]
+                shares += [seconds / r / (int(height) * int(width) / 64) for r, seconds in medians.items()]
         return max(shares, default=FIRST_GUESS)
 
 
