@@ -35,6 +35,7 @@ bench: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python benchmarks/bench.py $(ARGS)
 	$(TEST_VENV)/bin/python benchmarks/jobs.py
 	$(TEST_VENV)/bin/python benchmarks/gallery.py
+	$(TEST_VENV)/bin/python benchmarks/simulate.py --short
 
 train: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python $(PIP) -e '.[train]'

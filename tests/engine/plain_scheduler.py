@@ -83,6 +83,6 @@ class PlainScheduler:
             if rows > self.max_rows or len(members) - 1 > 2 * len(chosen):
                 break
             share = self.cost.step_seconds(leader.key, rows) / sum(self.cost.step_seconds(leader.key, s.rows) for s in members)
-            if share < best * (1 - GAIN):
+            if share < best * (1 - GAIN * (len(members) / len(chosen) - 1)):
                 best, chosen = share, members
         return chosen

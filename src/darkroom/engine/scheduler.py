@@ -38,7 +38,10 @@ from darkroom.engine.sample import Batch, BatchKey, Sample
 # Seconds of remaining work that a second of waiting outweighs. By simulation at 0.8 of capacity, 0.25 is close to first come,
 # first served (mean latency 0.73 of it); 0.05 has nearly all of what pure shortest-remaining-first gains (0.59 against 0.58).
 AGEING = 0.05
-GAIN = 0.06  # a batch grows only where it saves this share of its members' time: less is the noise of the measurement
+# A batch that doubles must save this share of its members' time, one that grows by a part of itself that part of the share: less is
+# the noise of the measurement. The same share for every further Sample, which is what it was, stopped at 7 pictures of 8 on a curve
+# that still fell by 3 %, and by simulation at 0.97 of capacity the line then grew without end.
+GAIN = 0.06
 TURN = 4  # steps of its leader, by measured cost, that a model's turn lasts while it has Samples
 NEWCOMERS = 1  # Samples of a batch that may still need their text and image encoded: more would hold up the others
 
@@ -242,7 +245,7 @@ class Scheduler:
             members, rows = [*members, sample], rows + sample.rows
             singly += self._cost.step_seconds(leader.key, sample.rows)
             share = self._cost.step_seconds(leader.key, rows) / singly
-            if share < best * (1 - GAIN):
+            if share < best * (1 - GAIN * (len(members) / len(chosen) - 1)):
                 best, chosen = share, members
             elif len(members) > 2 * len(chosen):
                 break  # twice the batch and still no gain: stop looking
