@@ -406,6 +406,9 @@ def overhead_table(turns: int) -> str:
     return "\n".join(lines) + "\n"
 
 
+OURS, OTHERS = {"linewidth": 2.2, "zorder": 3}, {"linewidth": 1.2}
+
+
 def plot(folder: Path, file: str, panels: Sequence[tuple[Work, Curves]]) -> None:
     """Mean latency over load, a panel for each work."""
     import matplotlib
@@ -418,7 +421,7 @@ def plot(folder: Path, file: str, panels: Sequence[tuple[Work, Curves]]) -> None
     figure, axes = pyplot.subplots(rows, 3, figsize=(13, 3.6 * rows + 0.7), squeeze=False)
     for axis, (work, runs) in zip(axes.flat, panels, strict=True):
         for (name, by), style in zip(runs.items(), ("o-", "v:", "s--", "^-.", "D--"), strict=True):
-            axis.plot(list(by), [run.mean for run in by.values()], style, label=name, linewidth=2.2 if name == "ours" else 1.2, markersize=4)
+            axis.plot(list(by), [run.mean for run in by.values()], style, label=name, markersize=4, **(OURS if name == "ours" else OTHERS))
         axis.set(yscale="log", xlabel="load (share of capacity)", ylabel="mean latency (s)")
         axis.set_title(work.name.split(" (")[0].replace(", 30 steps, cfg on", ""), fontsize=10)
         axis.grid(True, which="major", alpha=0.3)
@@ -430,7 +433,7 @@ def plot(folder: Path, file: str, panels: Sequence[tuple[Work, Curves]]) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", nargs="*", choices=["loads", "mlperf", "overhead"], help="which tables (all)")
+    parser.add_argument("what", nargs="?", default="all", choices=["all", "overhead", "mlperf", "loads"], help="which tables")
     parser.add_argument("--short", action="store_true", help="few jobs and loads: a minute in all")
     parser.add_argument("--jobs", type=int, default=2000, help="of each run over loads")
     parser.add_argument("--costs", type=Path, help="a costs.json that a server has written, for this machine's curve")
@@ -438,13 +441,12 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, help="a folder for the SVG plots")
     args = parser.parse_args()
     cpu = machine(json.loads(args.costs.read_text()), args.model, "its costs.json") if args.costs else CPU
-    what = args.what or ["overhead", "mlperf", "loads"]
-    if "overhead" in what:
+    if args.what in ("all", "overhead"):
         print(overhead_table(200 if args.short else 2000))
-    if "mlperf" in what:
+    if args.what in ("all", "mlperf"):
         for curve in SHAPES:
             print(mlperf_table(curve, *((5000, 3) if args.short else (100_000, 5))))
-    if "loads" in what:
+    if args.what in ("all", "loads"):
         works = all_work(cpu)
         done = [(work, over_loads(work, *((SHORT_LOADS, 300) if args.short else (LOADS, args.jobs)))) for work in works]
         for work, runs in done:
