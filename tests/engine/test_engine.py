@@ -18,7 +18,7 @@ from darkroom.engine.prompts import cut_word
 from darkroom.engine.sample import Batch
 from darkroom.engine.sdxl import SDXL
 from darkroom.errors import Unsupported
-from darkroom.types import FINAL, Cancelled, Event, Failed, Finished, Params
+from darkroom.types import FINAL, Cancelled, Event, Failed, Finished, Params, Preview
 
 from .conftest import Lab, make_checkpoint, photo, psnr
 from .test_parity import params
@@ -192,6 +192,69 @@ def test_two_sizes_take_turns_in_one_engine(lab: Lab) -> None:
         assert psnr(picture, lab.diffusers(one)) >= 60
     sizes = {one.seed: (one.width, one.height) for one in wanted}
     assert all(len({sizes[int(name) + 1] for name in batch}) == 1 for batch in lab.batches)
+
+
+def test_the_same_picture_asked_for_twice_is_made_once(lab: Lab) -> None:
+    passes: list[int] = []
+
+    def count(module: torch.nn.Module, args: tuple) -> None:
+        passes.append(len(args[0]))
+
+    hook = lab.family.unet.register_forward_pre_hook(count)
+    told: list[str] = []
+    engine = lab.engine()
+    engine._started = told.append
+    wanted = params(steps=10, preview_every=4)
+    events: list[Event] = []
+    for turn in range(40):
+        for at, job_id, asked in [(0, "first", wanted), (0, "other", params(steps=10, seed=99)), (6, "second", replace(wanted))]:
+            if at == turn:
+                engine.put(Submit(job_id, asked))
+        events += engine.step()
+    hook.remove()
+    ended = {event.job_id: event for event in events if isinstance(event, FINAL)}
+    assert ended["first"].pixels == ended["second"].pixels != ended["other"].pixels
+    assert 0 < ended["second"].inference_seconds < ended["first"].inference_seconds
+    assert [event.step for event in events if isinstance(event, Preview) and event.job_id == "second"] == [8]
+    assert sum(passes) <= 2 * 2 * 10, "it was made twice"
+    assert sorted(told) == ["first", "other", "second"]
+
+
+@pytest.mark.parametrize("leaves", ["first", "second"])
+def test_one_of_two_that_wait_for_a_picture_may_leave(lab: Lab, leaves: str) -> None:
+    engine = lab.engine()
+    for job_id in ("first", "second"):
+        engine.put(Submit(job_id, params(steps=10)))
+    early = [event for _ in range(3) for event in engine.step()]
+    engine.put(Cancel(leaves))
+    ended = drain(engine)
+    assert not [event for event in early if isinstance(event, FINAL)]
+    assert isinstance(ended.pop(leaves), Cancelled)
+    assert [type(event) for event in ended.values()] == [Finished]
+    engine.put(Submit(leaves, params(steps=10)))
+    assert isinstance(drain(engine)[leaves], Finished), "it may come again"
+
+
+def test_when_all_who_wait_have_left_the_work_ends(lab: Lab) -> None:
+    engine = lab.engine()
+    for job_id in ("first", "second"):
+        engine.put(Submit(job_id, params(steps=10)))
+    engine.step()
+    for job_id in ("first", "second"):
+        engine.put(Cancel(job_id))
+    assert {type(event) for event in engine.step()} == {Cancelled}
+    assert not engine.busy
+
+
+def test_two_that_wait_for_a_picture_that_cannot_be_made_both_hear_it(lab: Lab) -> None:
+    engine = lab.engine()
+    for job_id in ("first", "second"):
+        engine.put(Submit(job_id, params(steps=10)))
+    engine.step()
+    engine.scheduler._samples["first"].state.latents = torch.zeros(1, 5, 16, 16)
+    assert {job_id: type(event) for job_id, event in drain(engine).items()} == {"first": Failed, "second": Failed}
+    assert not engine._flights
+    assert not engine._aboard
 
 
 def test_params_are_a_frozen_promise() -> None:

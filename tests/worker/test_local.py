@@ -37,7 +37,7 @@ async def working(data_dir: Path, card: ModelCard | None = None, **settings: obj
 
 
 async def outcome(worker: LocalWorker, name: str, params: Params = PARAMS, kill_at: int | None = None) -> Event:
-    """The last event of a job; with kill_at the child is killed when the job reaches that step, however often it does."""
+    """The last event of a job; with kill_at the child is killed once the job is told to have reached that step, however often it does."""
     return (await story(worker, name, params, kill_at))[-1]
 
 
@@ -47,7 +47,7 @@ async def story(worker: LocalWorker, name: str, params: Params = PARAMS, kill_at
     async with aclosing(worker.submit(name, params, attempts=attempts)) as events:
         async for event in events:
             seen.append(event)
-            if isinstance(event, Progress) and event.step == kill_at:
+            if isinstance(event, Progress) and kill_at is not None and event.step >= kill_at:
                 os.kill(child_of(worker), signal.SIGKILL)
     return seen
 
@@ -64,7 +64,8 @@ async def test_jobs_end_and_progress_counts(tmp_path: Path) -> None:
             seen = [event async for event in events]
         steps = [event.step for event in seen if isinstance(event, Progress)]
         assert [type(event) for event in seen].index(Began) < [type(event) for event in seen].index(Progress)
-        assert steps == list(range(1, 11))
+        assert steps == sorted(set(steps))
+        assert 1 <= len(steps) <= 10
         assert [event.step for event in seen if isinstance(event, Preview)] == [4, 8]
         assert isinstance(seen[-1], Finished)
         assert len(seen[-1].pixels) == 128 * 128 * 3
@@ -76,7 +77,7 @@ async def test_jobs_end_and_progress_counts(tmp_path: Path) -> None:
 async def test_a_job_that_kills_its_worker_takes_no_other_along(tmp_path: Path) -> None:
     async with working(tmp_path) as worker:
         await outcome(worker, "warm")
-        killer = outcome(worker, "killer", replace(PARAMS, steps=50), kill_at=5)
+        killer = outcome(worker, "killer", replace(PARAMS, steps=50), kill_at=1)
         others = [outcome(worker, f"other {i}", replace(PARAMS, seed=10 + i, steps=20)) for i in range(4)]
         ended = await asyncio.gather(killer, *others)
         assert isinstance(ended[0], Failed)
@@ -87,7 +88,7 @@ async def test_a_job_that_kills_its_worker_takes_no_other_along(tmp_path: Path) 
 
 async def test_a_job_is_tried_as_often_as_the_setting_says_and_told_so(tmp_path: Path) -> None:
     async with working(tmp_path, max_attempts=3) as worker:
-        seen = await story(worker, "killer", replace(PARAMS, steps=50), kill_at=2)
+        seen = await story(worker, "killer", replace(PARAMS, steps=50), kill_at=1)
         turns = [event for event in seen if isinstance(event, (Began, Retrying, *FINAL))]
         assert turns[:-1] == [Began("killer"), Retrying("killer", 1), Began("killer"), Retrying("killer", 2), Began("killer")]
         assert isinstance(turns[-1], Failed)
@@ -97,7 +98,7 @@ async def test_a_job_is_tried_as_often_as_the_setting_says_and_told_so(tmp_path:
 
 async def test_deaths_that_an_earlier_process_saw_count(tmp_path: Path) -> None:
     async with working(tmp_path, max_attempts=2) as worker:
-        seen = await story(worker, "again", replace(PARAMS, steps=50), kill_at=2, attempts=1)
+        seen = await story(worker, "again", replace(PARAMS, steps=50), kill_at=1, attempts=1)
         assert isinstance(seen[-1], Failed)
         assert not any(isinstance(event, Retrying) for event in seen)
         assert isinstance((await story(worker, "well", attempts=1))[-1], Finished)
@@ -162,13 +163,14 @@ async def test_the_wait_for_the_model_counts_as_waiting(tmp_path: Path) -> None:
 
 async def test_cancel_takes_effect_at_the_next_step(tmp_path: Path) -> None:
     async with working(tmp_path) as worker:
-        last: Event | None = None
-        async with aclosing(worker.submit("a", replace(PARAMS, steps=50, width=256, height=256))) as events:
-            async for last in events:
-                if isinstance(last, Progress) and last.step == 3:
+        seen: list[Event] = []
+        async with aclosing(worker.submit("a", replace(PARAMS, steps=50, width=512, height=512))) as events:
+            async for event in events:
+                seen.append(event)
+                if isinstance(event, Progress):
                     worker.cancel("a")
-                assert not (isinstance(last, Progress) and last.step > 6)
-        assert isinstance(last, Cancelled)
+        assert isinstance(seen[-1], Cancelled)
+        assert sum(isinstance(event, Progress) for event in seen) <= 2, "it went on"
 
 
 async def test_leaving_the_events_cancels_the_job(tmp_path: Path) -> None:
@@ -236,7 +238,7 @@ async def test_a_forecast_holds_the_workers_own_jobs_and_others_after_them(tmp_p
         await outcome(worker, "warm")
         async with aclosing(worker.submit("mine", replace(PARAMS, steps=50))) as events:
             async for event in events:
-                if isinstance(event, Progress) and event.step == 3:
+                if isinstance(event, Progress):
                     told = worker.forecast([("next", replace(PARAMS, steps=50), "", 1.0), ("kept", kept, "other", 1.0), ("mine", PARAMS, "", 1.0)])
                     break
         assert told["mine"].start == 0 < told["mine"].finish <= told["next"].finish

@@ -6,8 +6,7 @@ import queue
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -18,9 +17,12 @@ from darkroom.engine.runner import Runner
 from darkroom.engine.sample import Batch, BatchKey, Sample
 from darkroom.engine.scheduler import Scheduler
 from darkroom.errors import DarkroomError
-from darkroom.types import Cancelled, Event, Failed, Finished, Loading, Preview, Progress, Queued
+from darkroom.types import Cancelled, Event, Failed, Finished, Loading, Params, Preview, Progress, Queued
 
 log = structlog.get_logger("engine")
+
+_Fault = tuple[str, str, int, float | None]  # name, line, HTTP status, seconds until another try may help: as in Failed
+NOT_FINITE: _Fault = "not_finite", "the model gave numbers that are not finite (NaN); other parameters may help", 500, None
 
 
 class Engine:
@@ -45,6 +47,8 @@ class Engine:
         self._inbox = inbox or queue.SimpleQueue()
         self._waiting: defaultdict[str, list[Submit]] = defaultdict(list)  # by model, for it to come into memory
         self._finishing: list[Sample] = []  # denoised, not yet decoded
+        self._flights: dict[tuple[BatchKey, Params], Sample] = {}  # all of those, and the scheduler's, by what makes their picture
+        self._aboard: dict[str, Sample] = {}  # by job
         self._events: list[Event] = []
         self._stopped = False
 
@@ -108,12 +112,18 @@ class Engine:
                 self.residents.want(model)
             elif not self.residents.holds_back(model):
                 for job in self._waiting.pop(model):
-                    self._guard([job.job_id], lambda job=job: self._admit(job))  # type: ignore[misc]
+                    self._try_to_admit(job)
         if self.residents.waits_for_room:
             self.residents.advance(self._busy_models())
 
     def _busy_models(self) -> set[str]:
         return {sample.key.model for sample in (*self.scheduler.samples(), *self._finishing)}
+
+    def _try_to_admit(self, job: Submit) -> None:
+        try:
+            self._admit(job)
+        except Exception as error:
+            self._events.append(Failed(job.job_id, *_fault(error, [job.job_id])))
 
     def _admit(self, job: Submit) -> None:
         params = job.params
@@ -121,30 +131,55 @@ class Engine:
         steps, dtype = len(runner.family.plan(params).table), str(runner.family.dtype).removeprefix("torch.")
         key = BatchKey(params.model, params.height, params.width, dtype, runner.lora_keys(params.loras))
         rows = 2 if params.cfg > 1 else 1
+        twin = self._flights.get((key, params))
+        if twin is not None:  # the same picture is being made: wait for it
+            return self._board(job.job_id, twin)
         sample = Sample(job.job_id, params, key, steps, rows, arrived=self._clock(), party=job.party, weight=job.weight)
+        self._flights[key, params] = sample
+        self._board(job.job_id, sample)
         if steps:
             self.scheduler.add(sample)
         elif self._prepare(sample):
             self._finishing.append(sample)
 
+    def _board(self, job_id: str, sample: Sample) -> None:
+        sample.jobs[job_id] = self._clock()
+        self._aboard[job_id] = sample
+        if sample.started is not None:
+            self._started(job_id)
+
+    def _land(self, sample: Sample) -> None:
+        """The Sample is gone, whatever became of it."""
+        del self._flights[sample.key, sample.params]
+        for job_id in sample.jobs:
+            del self._aboard[job_id]
+
     def _cancel(self, job_id: str) -> None:
-        found = self.scheduler.cancel(job_id) is not None
-        found |= self._take_out(self._finishing, lambda sample: sample.id == job_id)
-        for model, jobs in self._waiting.items():
-            if self._take_out(jobs, lambda job: job.job_id == job_id):
-                found = True
-                if not jobs:
-                    self.residents.forget(model)
-        if found:
+        if self._leave(job_id) or self._stop_waiting(job_id):
             self._events.append(Cancelled(job_id))
 
-    @staticmethod
-    def _take_out(line: list[Any], chosen: Callable[[Any], bool]) -> bool:
-        """Take the one that is chosen out of a line; whether it was there."""
-        found = [one for one in line if chosen(one)]
-        for one in found:
-            line.remove(one)
-        return bool(found)
+    def _leave(self, job_id: str) -> bool:
+        """A Sample that nobody waits for any more is taken out, whatever it does."""
+        sample = self._aboard.get(job_id)
+        if sample is None:
+            return False
+        if len(sample.jobs) == 1:
+            self._land(sample)
+            self.scheduler.cancel(sample.id)
+            self._finishing = [other for other in self._finishing if other is not sample]
+        else:
+            del sample.jobs[job_id], self._aboard[job_id]
+        return True
+
+    def _stop_waiting(self, job_id: str) -> bool:
+        for model, jobs in self._waiting.items():
+            left = [job for job in jobs if job.job_id != job_id]
+            if len(left) < len(jobs):
+                self._waiting[model] = left
+                if not left:
+                    self.residents.forget(model)
+                return True
+        return False
 
     def _denoise(self, batch: Batch) -> float:
         """One step of the batch; returns its seconds. Whoever cannot be prepared fails alone."""
@@ -155,12 +190,12 @@ class Engine:
         if not batch.samples:
             return 0.0
         start = self._clock()
-        if not self._guard([s.id for s in batch.samples], lambda: self._runner(batch.key).denoise(batch), fail=len(batch.samples) == 1):
+        if not self._guard(batch.samples, lambda: self._runner(batch.key).denoise(batch)):
             return self._separate(batch)
         seconds = self._clock() - start
         self._finishing += self.scheduler.settle(batch, seconds)
         for sample in batch.samples:
-            self._events.append(Progress(sample.id, sample.step, sample.steps))
+            self._events += [Progress(job_id, sample.step, sample.steps) for job_id in sample.jobs]
             self._preview(sample)
         return seconds
 
@@ -170,7 +205,8 @@ class Engine:
         if not every or sample.step % every or not sample.remaining:
             return
         try:
-            self._events.append(Preview(sample.id, sample.step, self._runner(sample.key).preview(sample)))
+            picture = self._runner(sample.key).preview(sample)
+            self._events += [Preview(job_id, sample.step, picture) for job_id in sample.jobs]
         except Exception as error:  # the picture is worth more than its preview
             log.warning("a preview could not be made", job=sample.id, error=repr(error))
 
@@ -183,10 +219,11 @@ class Engine:
         return 0.0
 
     def _prepare(self, sample: Sample) -> bool:
-        self._started(sample.id)
+        for job_id in sample.jobs:
+            self._started(job_id)
         sample.started = self._clock()
         runner = self._runner(sample.key)
-        return self._guard([sample.id], lambda: runner.prepare(sample, runner.family.plan(sample.params)))
+        return self._guard([sample], lambda: runner.prepare(sample, runner.family.plan(sample.params)))
 
     def _most_to_decode(self, step_seconds: float) -> int:
         """How many pictures to decode in this turn: while others run, no more than take about a step, but one at least."""
@@ -204,7 +241,7 @@ class Engine:
         if any(s.alone for s in group):
             group = group[:1]
         self._finishing = [s for s in self._finishing if s not in group]
-        if not self._guard([s.id for s in group], lambda: self._decode(group), fail=len(group) == 1):
+        if not self._guard(group, lambda: self._decode(group)):
             for sample in group:
                 sample.alone = True
             self._finishing = (group if len(group) > 1 else []) + self._finishing
@@ -216,29 +253,39 @@ class Engine:
         self._cost.observe_decode(group[0].key, len(group), end - start)
         for sample, pixels in zip(group, pictures, strict=True):
             if pixels is None:
-                self._events.append(Failed(sample.id, "not_finite", "the model gave numbers that are not finite (NaN); other parameters may help"))
-                continue
-            params, started = sample.params, sample.started or sample.arrived
-            note = sample.state.note
-            self._events.append(
-                Finished(sample.id, pixels.tobytes(), params.width, params.height, sample.steps, started - sample.arrived, end - started, note)
-            )
+                self._fail(sample, NOT_FINITE)
+            else:
+                self._deliver(sample, pixels.tobytes(), end)
+
+    def _deliver(self, sample: Sample, pixels: bytes, now: float) -> None:
+        params, note = sample.params, sample.state.note
+        for job_id, came in sample.jobs.items():
+            started = max(came, sample.started or came)
+            self._events.append(Finished(job_id, pixels, params.width, params.height, sample.steps, started - came, now - started, note))
+        self._land(sample)
 
     def _runner(self, key: BatchKey) -> Runner:
         return self.residents.runner(key.model)
 
-    def _guard(self, job_ids: list[str], work: Callable[[], None], fail: bool = True) -> bool:
-        """Do the work; an exception ends these jobs (where `fail`) and nobody else's. Returns whether it went well."""
+    def _guard(self, samples: Sequence[Sample], work: Callable[[], None]) -> bool:
+        """Do the work; an exception ends a Sample that was alone, and nobody else. Returns whether it went well."""
         try:
             work()
             return True
-        except DarkroomError as error:
-            if fail:
-                self._events += [Failed(job_id, error.name, str(error), error.status, error.retry_after) for job_id in job_ids]
-            return False
         except Exception as error:
-            log.error("a pass failed", jobs=job_ids, error=repr(error), trace=traceback.format_exc())
-            if fail:
-                message = f"the engine could not make this picture ({type(error).__name__})"
-                self._events += [Failed(job_id, "engine_error", message) for job_id in job_ids]
+            fault = _fault(error, [sample.id for sample in samples])
+            if len(samples) == 1:
+                self._fail(samples[0], fault)
             return False
+
+    def _fail(self, sample: Sample, fault: _Fault) -> None:
+        self._events += [Failed(job_id, *fault) for job_id in sample.jobs]
+        self._land(sample)
+
+
+def _fault(error: Exception, jobs: list[str]) -> _Fault:
+    """What a client is told of an exception. One that is not ours goes to the log: its text is not for clients."""
+    if isinstance(error, DarkroomError):
+        return error.name, str(error), error.status, error.retry_after
+    log.error("a pass failed", jobs=jobs, error=repr(error), trace="".join(traceback.format_exception(error)))
+    return "engine_error", f"the engine could not make this picture ({type(error).__name__})", 500, None

@@ -49,6 +49,7 @@ class Sample:
     alone: bool = False
     party: str = ""
     weight: float = 1.0
+    jobs: dict[str, float] = field(default_factory=dict)  # who gets the picture, and when each came
     state: Any = field(default=None, repr=False)
 
     @property

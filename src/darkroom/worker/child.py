@@ -9,6 +9,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,10 +18,11 @@ from darkroom.engine.cost import CostModel
 from darkroom.engine.messages import Message
 from darkroom.engine.residents import Residents, Source
 from darkroom.errors import DarkroomError
-from darkroom.types import Event, ModelCard, WorkerState
+from darkroom.types import FINAL, Event, ModelCard, Preview, Progress, WorkerState
 from darkroom.worker.wire import Costs, Order, Started
 
-COSTS_EVERY = 25  # steps between two reports of the measured costs; what is measured for the first time is told at once
+COSTS_SECONDS = 2.0  # between two reports of the measured costs; what is measured for the first time is told at once
+PROGRESS_SECONDS = 0.2  # between two reports of progress
 
 
 def main() -> None:
@@ -105,12 +107,18 @@ def _sender(connection: Connection) -> Callable[[Any], None]:
 
 
 class _Reporter:
-    """Sends the events of each step, what the engine does whenever that has changed, and the costs now and then."""
+    """Sends the events of each step, what the engine does whenever that has changed, and the costs now and then.
 
-    def __init__(self, send: Callable[[Any], None], cost: CostModel, state: Callable[[], WorkerState]):
-        self._send, self._cost, self._state, self._steps = send, cost, state, 0
+    Progress but the first of a job is held back and sent for all jobs together: each message wakes the gateway, and where that takes a core from the
+    nets' threads, which wait for each other many times a step, a step takes a tenth longer.
+    """
+
+    def __init__(self, send: Callable[[Any], None], cost: CostModel, state: Callable[[], WorkerState], clock: Callable[[], float] = time.monotonic):
+        self._send, self._cost, self._state, self._clock = send, cost, state, clock
         self._known = cost.known
         self._last: WorkerState | None = None
+        self._progress: dict[str, Progress | None] = {}  # by job that is under way: None where nothing is held back
+        self._told_progress = self._told_costs = clock()
 
     def __call__(self, events: list[Event]) -> None:
         state = self._state()
@@ -118,11 +126,34 @@ class _Reporter:
             self._last = state
             self._send(state)
         for event in events:
-            self._send(event)
-        self._steps += 1
-        if self._steps % COSTS_EVERY == 0:
+            if isinstance(event, Progress) and event.job_id in self._progress:
+                self._progress[event.job_id] = event
+            else:
+                self._tell(event)
+        self._tell_progress(self._clock())
+        self._tell_costs(self._clock())
+
+    def _tell(self, event: Event) -> None:
+        """At once; it says more than a progress of the same job that is held back."""
+        self._send(event)
+        if isinstance(event, FINAL):
+            self._progress.pop(event.job_id, None)
+        elif isinstance(event, (Progress, Preview)):
+            self._progress[event.job_id] = None
+
+    def _tell_progress(self, now: float) -> None:
+        if now - self._told_progress < PROGRESS_SECONDS:
+            return
+        self._told_progress = now
+        for event in filter(None, list(self._progress.values())):
+            self._tell(event)
+
+    def _tell_costs(self, now: float) -> None:
+        late = now - self._told_costs >= COSTS_SECONDS
+        if late:
+            self._told_costs = now
             self._cost.save()
-        if self._steps % COSTS_EVERY == 0 or self._cost.known != self._known:
+        if late or self._cost.known != self._known:
             self._known = self._cost.known
             self._send(Costs(self._cost.table()))
 
