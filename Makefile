@@ -15,7 +15,7 @@ NODE_VENV ?= .venv-node
 NODE_FITS = node -e 'const [a, b] = process.versions.node.split(".").map(Number); process.exit(a > 20 || (a == 20 && b >= 19) ? 0 : 1)' 2>/dev/null
 NPM = PATH="$(CURDIR)/$(NODE_VENV)/bin:$$PATH" npm --prefix web --no-fund --no-audit --loglevel=error
 
-.PHONY: run test lint bench train judge screenshots clean
+.PHONY: run test lint bench bench-full train judge screenshots clean
 
 run: $(VENV)/.installed
 	@$(MAKE) --no-print-directory $(WEB) || echo "the dashboard could not be built; the API works without it" >&2
@@ -31,11 +31,19 @@ lint: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/mypy
 	$(TEST_VENV)/bin/lint-imports
 
+# With what a peer has that we have not. About 20 minutes on two cores; bench-full takes hours, 45 GB of disk and 24 GB of memory.
 bench: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/python $(PIP) -e '.[bench]'
 	$(TEST_VENV)/bin/python benchmarks/bench.py $(ARGS)
 	$(TEST_VENV)/bin/python benchmarks/jobs.py
 	$(TEST_VENV)/bin/python benchmarks/gallery.py
 	$(TEST_VENV)/bin/python benchmarks/simulate.py --short
+
+# stable-diffusion.cpp is built from its sources, for this machine's instructions: that needs a C++ compiler.
+bench-full: $(TEST_VENV)/.installed
+	CMAKE_ARGS="-DGGML_NATIVE=ON" $(TEST_VENV)/bin/python $(PIP) -e '.[bench,bench-full]'
+	$(TEST_VENV)/bin/python benchmarks/bench.py --full $(ARGS)
+	$(TEST_VENV)/bin/python benchmarks/memory.py
 
 train: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python $(PIP) -e '.[train]'

@@ -1,212 +1,231 @@
-"""Our server against diffusers in a loop and against a plain FastAPI server, same checkpoint, same run: `make bench`.
+"""Our server against its peers, on the same checkpoints, in one run: `make bench`, and with --full `make bench-full`.
 
-Prints Markdown tables of ratios. All seeds are distinct, and the pictures of the peers are compared (PSNR), so that
-nobody wins by doing less. Peers take turns, round by round; medians are reported.
+Prints Markdown. Peers take turns round by round; docs/benchmarks.md says what is measured and how.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import random
-import socket
+import os
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
-import numpy as np
-from PIL import Image
+import checkpoints
+import loads
+import machine
+import peers
+import report
 
-from darkroom.models.catalogue import resolve
+EAGER, COMPILED, GENAI, PLAIN, OURS, SDCPP = "diffusers", "diffusers, compiled", "OpenVINO GenAI", "plain server", "darkroom", "stable-diffusion.cpp"
+CALLS = {EAGER: "eager", COMPILED: "compiled", GENAI: "genai", SDCPP: "sdcpp"}
+ALL = [OURS, PLAIN, EAGER, COMPILED, GENAI]
+MIXED_SIDES = (256, 384)
 
-PROMPTS = ["a red apple on a blue background", "a cat", "a large green star on a white background", "a house and a tree on a yellow background"]
-FOLDER = str(resolve("demo-xl", Path(tempfile.gettempdir())).path)
+
+@dataclass(frozen=True)
+class Work:
+    """A checkpoint and what is asked of it: sides and steps of one client's pictures, in how many rounds, and who draws."""
+
+    model: str
+    sides: tuple[int, ...]
+    names: list[str]
+    steps: int = 30
+    rounds: int = 3
+    closed: int = 0  # pictures of each of 8 clients at 256 px
+    jobs: int = 0  # of each load of Poisson
+    poisson: tuple[float, ...] = ()
+    load_rounds: int = 1
+
+
+QUICK = [
+    Work("demo-xl", (256, 512), ALL, closed=2, jobs=70, poisson=(0.8,), load_rounds=2),
+    Work("demo-3.5", (256, 512), [OURS, PLAIN, EAGER, GENAI]),
+    Work("half-xl", (512,), [OURS, EAGER, GENAI], steps=3, rounds=2),
+]
+FULL = [
+    Work("demo-xl", (256, 512, 768), ALL, rounds=5, closed=4, jobs=120, poisson=(0.5, 0.8, 1.1), load_rounds=3),
+    Work("demo-3.5", (256, 512, 768), ALL, rounds=5, closed=4, jobs=120, poisson=(0.5, 0.8, 1.1), load_rounds=3),
+    Work("half-xl", (256, 512), ALL, steps=3, rounds=5),
+]
+TINY = [
+    Work("demo-xl", (256,), ALL, steps=10, rounds=2, closed=1, jobs=8, poisson=(0.8,)),
+    Work("demo-3.5", (256,), [OURS, EAGER, GENAI], steps=10, rounds=2),
+    Work("half-xl", (128,), [OURS, EAGER, GENAI], steps=1, rounds=1),
+]
 
 
 @dataclass
-class Peer:
-    """A running server, how to reach it, and the process whose tree's memory counts."""
+class Bench:
+    """One run: where its files lie, how it is asked, and the figures by which goals are judged."""
 
-    name: str
-    url: str
-    process: subprocess.Popen
-    headers: dict[str, str]
+    folder: Path
+    threads: int
+    flags: list[str]
+    gemm: list[float] = field(default_factory=list)
+    goals: list[list[str]] = field(default_factory=list)
 
-    def ask(self, body: dict) -> tuple[float, bytes]:
-        """Seconds and the PNG of one request."""
-        start = time.perf_counter()
-        reply = httpx.post(f"{self.url}/v1/images/generate", json=body, headers=self.headers, timeout=3600)
-        reply.raise_for_status()
-        return time.perf_counter() - start, reply.content
+    @property
+    def log(self) -> Path:
+        return self.folder / "errors.txt"
 
-    def peak_megabytes(self) -> float:
-        """The high-water marks of the process and its children, added."""
-        children = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False).stdout
-        pids = [self.process.pid, *map(int, children.split())]
-        lines = [line for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
-        return sum(int(line.split()[1]) for line in lines) / 1024
+    def start(self, name: str, model: str) -> peers.Peer:
+        folder = checkpoints.at(model, self.folder)
+        if name == OURS:
+            return peers.ours(folder, self.folder / f"data-{model}", self.threads, self.flags, self.log)
+        if name == PLAIN:
+            return peers.plain(folder, self.threads, self.log)
+        return peers.call(name, CALLS[name], self.converted(model) if name == GENAI else folder, self.threads, self.log)
 
+    def converted(self, model: str) -> Path:
+        target = self.folder / f"genai-{model}"
+        if not (target / "vae_decoder").exists() or not any(target.glob("[ut]*/openvino_model.bin")):
+            command = [sys.executable, "-W", "ignore", str(peers.HERE / "genai.py"), str(checkpoints.at(model, self.folder)), str(target)]
+            with self.log.open("a") as errors:
+                subprocess.run(command, check=True, stdout=errors, stderr=errors)
+        return target
 
-def body(i: int, steps: int = 30, side: int = 256, cfg: float = 7.0) -> dict:
-    return {"prompt": PROMPTS[i % len(PROMPTS)], "steps": steps, "width": side, "height": side, "cfg_scale": cfg, "seed": 1000 + i}
+    def goal(self, name: str, what: str, bound: float, value: float, least: bool = False) -> None:
+        reached = value >= bound if least else value <= bound
+        self.goals.append([name, what, f"{'at least' if least else 'at most'} {bound:g}", f"{value:.2f}", "yes" if reached else "**no**"])
 
-
-def start_ours(data_dir: str) -> Peer:
-    command = [sys.executable, "-m", "darkroom.cli", "serve", "--port", "0", "--data-dir", data_dir, "--model", "demo-xl", "--max-queue", "1000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    values = dict(process.stdout.readline().strip().split("=", 1) for _ in range(3))
-    return Peer("darkroom", values["SERVICE_ID"], process, {"Authorization": f"Bearer {values['API_KEY']}"})
-
-
-def start_plain() -> Peer:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("plain_server.py")), FOLDER, str(port)], stderr=subprocess.DEVNULL)
-    peer = Peer("plain server", f"http://127.0.0.1:{port}", process, {})
-    for _ in range(600):
+    def measure(self, work: Work) -> None:
+        running = [self.start(name, work.model) for name in work.names]
         try:
-            httpx.get(f"{peer.url}/openapi.json")
-            return peer
-        except httpx.TransportError:
-            time.sleep(0.1)
-    raise SystemExit("the plain server did not start")
+            for side in work.sides:
+                self.one_client(work, running, side)
+            if work.closed:
+                self.closed_loop(work, [peer for peer in running if peer.name in (OURS, PLAIN, GENAI)])
+            for load in work.poisson:
+                self.poisson(work, [peer for peer in running if peer.name in (OURS, PLAIN)], load)
+            report.table(f"{work.model}: peak memory", ["", "MB of the process tree"], [[peer.name, f"{peers.peak(peer):.0f}"] for peer in running])
+        finally:
+            peers.stop(running)
+
+    def one_client(self, work: Work, running: list[peers.Peer], side: int) -> None:
+        same = loads.body(side, work.steps) | {"picture": True}
+        first = {peer.name: peer.ask(picture_for(peer, same)) for peer in running}
+        before = machine.gemm_peak(self.threads)
+        found = loads.one_client(running, side, work.steps, work.rounds)
+        self.gemm += [before, machine.gemm_peak(self.threads)]
+        reference = statistics.median(found[EAGER])
+        rows = []
+        for name, seconds in found.items():
+            row = [name, report.spread(seconds), f"{statistics.median(seconds) / reference:.2f}", f"{report.psnr(first[name].png, first[EAGER].png):.1f}"]
+            rows.append([*row, f"{first[name].seconds:.1f}", *self.flops(work, side, statistics.median(seconds))])
+        head = ["", "s", "ratio to diffusers", "PSNR dB", "first call s", "GFLOP/s", "of the GEMM peak"]
+        report.table(f"{work.model}, one client, {side}x{side}, {work.steps} steps, cfg 7 ({work.rounds} rounds)", head[: len(rows[0])], rows)
+        if OURS in found:
+            self.judge_one_client(work, side, found)
+
+    def flops(self, work: Work, side: int, seconds: float) -> list[str]:
+        """Of the denoiser's two rows a step over all of a picture's time, so a little less than it reaches."""
+        folder = checkpoints.at(work.model, self.folder)
+        if not (folder / "unet").exists():
+            return []
+        rate = 2 * work.steps * machine.unet_flops(folder, side) / seconds
+        return [f"{rate / 1e9:.0f}", f"{rate / max(self.gemm):.0%}"]
+
+    def judge_one_client(self, work: Work, side: int, found: dict[str, list[float]]) -> None:
+        middle = {name: statistics.median(seconds) for name, seconds in found.items()}
+        if side != 512:
+            return
+        if work.model in ("demo-xl", "half-xl"):
+            self.goal("P1", f"{work.model}: time over diffusers'", 0.80 if work.model == "demo-xl" else 0.85, middle[OURS] / middle[EAGER])
+            self.goal("P3", f"{work.model}: time over OpenVINO GenAI's", 1.05, middle[OURS] / middle[GENAI])
+        if work.model == "half-xl":
+            rate = 2 * work.steps * machine.unet_flops(checkpoints.at(work.model, self.folder), side) / middle[OURS]
+            self.goal("P5", "half-xl: FLOP/s over the GEMM peak", 0.75, rate / max(self.gemm), least=True)
+
+    def closed_loop(self, work: Work, running: list[peers.Peer]) -> None:
+        loads.closed_loop(running[:1], 256, 10, 8, 1, 1)  # the first batches of a size
+        found = loads.closed_loop(running, 256, work.steps, 8, work.closed, work.load_rounds)
+        report.of_runs(f"{work.model}, 8 clients in a closed loop, 256x256, {work.steps} steps, cfg 7 ({work.load_rounds} rounds of {8 * work.closed})", found)
+        server = next(peer for peer in running if peer.name == OURS)
+        alone = report.spread(server.first_preview(loads.body(256, work.steps)) for _ in range(5))
+        with loads.ThreadPoolExecutor(8) as pool:
+            crowd = report.spread(pool.map(server.first_preview, [loads.body(256, work.steps) for _ in range(16)]))
+        report.table(f"{work.model}: seconds to darkroom's first preview", ["alone", "8 clients"], [[alone, crowd]])
+        if work.model == "demo-xl":
+            rates = {name: report.middle(runs, lambda run: run.a_minute) for name, runs in found.items()}
+            self.goal("P2", "demo-xl, 8 clients: throughput over the plain server's", 1.4, rates[OURS] / rates[PLAIN], least=True)
+            self.goal("P3", "demo-xl, 8 clients: throughput over OpenVINO GenAI's", 1, rates[OURS] / rates[GENAI], least=True)
+
+    def poisson(self, work: Work, running: list[peers.Peer], load: float) -> None:
+        server = next(peer for peer in running if peer.name == PLAIN)
+        for peer in running:
+            loads.mean_cost(peer, MIXED_SIDES)  # the first of each size and cfg
+        cost = loads.mean_cost(server, MIXED_SIDES)
+        found = loads.poisson(running, MIXED_SIDES, work.jobs, load, cost, work.load_rounds)
+        title = f"{work.model}, {work.jobs} mixed jobs arriving by Poisson at {load} of the plain server's capacity ({work.load_rounds} rounds)"
+        report.of_runs(title, found, {"p95 of 10 steps s": report.p95_of_tens})
+        if work.model == "demo-xl" and load == 0.8:
+            for what, figure, bound in (("mean latency", report.mean, 0.4), ("p95 of the 10-step jobs", report.p95_of_tens, 0.25)):
+                value = report.middle(found[OURS], figure) / report.middle(found[PLAIN], figure)
+                self.goal("P2", f"demo-xl, Poisson at 0.8: {what} over the plain server's", bound, value)
+
+    def starts(self, times: int) -> None:
+        found = machine.starts(checkpoints.at("demo-xl", self.folder), self.folder, self.threads, self.flags, self.log, times)
+        gateway, picture = [start.gateway for start in found], [start.picture for start in found]
+        rows = [["/healthz answers", report.spread(gateway)], ["first picture, 256x256, 10 steps", report.spread(picture)]]
+        report.table(f"Start with a data folder that is there ({times} times)", ["", "s"], rows)
+        self.goal("P6", "s to the gateway's answer", 1, statistics.median(gateway))
+        self.goal("P6", "s to the first picture", 5, statistics.median(picture))
+
+    def full_size(self, steps: tuple[int, int] = (1, 3)) -> None:
+        """One peer after the other, for the memory; the difference of two pictures leaves text and VAE out."""
+        seconds, memory, rows = {}, {}, []
+        for name in (SDCPP, EAGER, OURS):
+            peer = self.start(name, "full-xl")
+            try:
+                peer.ask(loads.body(512, steps[0]))
+                few, more = (peer.ask(loads.body(512, number)).seconds for number in steps)
+                seconds[name], memory[name] = (more - few) / (steps[1] - steps[0]), peers.peak(peer)
+            finally:
+                peers.stop([peer])
+            self.gemm.append(machine.gemm_peak(self.threads))
+            rate = 2 * machine.unet_flops(checkpoints.at("full-xl", self.folder), 512) / seconds[name]
+            rows.append([name, f"{seconds[name]:.2f}", f"{seconds[name] / seconds[SDCPP]:.2f}", f"{rate / 1e9:.0f}", f"{memory[name]:.0f}"])
+        report.table("full-xl, 512x512, cfg 7", ["", "s a step", "ratio to stable-diffusion.cpp", "GFLOP/s", "peak MB"], rows)
+        self.goal("P4", "full-xl: s a step over stable-diffusion.cpp's", 0.7, seconds[OURS] / seconds[SDCPP])
 
 
-def bare_pipeline() -> Callable[[dict], float]:
-    """diffusers called in a loop, in a process of its own as the servers are."""
-    code = (
-        "import sys, json, time, torch\nfrom diffusers import StableDiffusionXLPipeline\n"
-        f"pipe = StableDiffusionXLPipeline.from_pretrained({FOLDER!r}, dtype=torch.float32, add_watermarker=False)\n"
-        "pipe.set_progress_bar_config(disable=True)\nprint('ready', flush=True)\n"
-        "for line in sys.stdin:\n    b = json.loads(line); start = time.perf_counter()\n"
-        "    pipe(b['prompt'], num_inference_steps=b['steps'], width=b['width'], height=b['height'], guidance_scale=b['cfg_scale'],\n"
-        "         generator=torch.Generator().manual_seed(b['seed']))\n    print(time.perf_counter() - start, flush=True)\n"
-    )
-    import json
-
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    stdin, stdout = process.stdin, process.stdout
-    stdout.readline()
-
-    def ask(body: dict) -> float:
-        stdin.write(json.dumps(body) + "\n")
-        stdin.flush()
-        return float(stdout.readline())
-
-    return ask
-
-
-def one_client(ours: Peer, plain: Peer, rounds: int, side: int) -> None:
-    bare = bare_pipeline()
-    work = {"darkroom": lambda b: ours.ask(b)[0], "plain server": lambda b: plain.ask(b)[0], "bare pipeline": bare}
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for ask in work.values():
-        ask(body(0, side=side))
-    for i in range(rounds):
-        for name, ask in work.items():
-            times[name].append(ask(body(i + 1, side=side)))
-    reference = statistics.median(times["bare pipeline"])
-    print(f"\n### One client, {side}x{side}, 30 steps, cfg 7 ({rounds} rounds)\n")
-    print("| | median s | min s | max s | ratio to the bare pipeline |\n|---|---|---|---|---|")
-    for name, seconds in times.items():
-        middle = statistics.median(seconds)
-        print(f"| {name} | {middle:.2f} | {min(seconds):.2f} | {max(seconds):.2f} | {middle / reference:.2f} |", flush=True)
-
-
-def closed_loop(ours: Peer, plain: Peer, clients: int, each: int, side: int) -> None:
-    print(f"\n### {clients} clients in a closed loop, {side}x{side}, 30 steps, cfg 7\n")
-    print("| | pictures a minute | mean s | ratio of throughput |\n|---|---|---|---|")
-    rates = {}
-    for peer in (plain, ours):
-        start = time.perf_counter()
-        with ThreadPoolExecutor(clients) as pool:
-            seconds = list(chain.from_iterable(pool.map(lambda c, p=peer: client(p, 100 + c * each, each, side), range(clients))))
-        rates[peer.name] = 60 * clients * each / (time.perf_counter() - start)
-        ratio = rates[peer.name] / rates["plain server"]
-        print(f"| {peer.name} | {rates[peer.name]:.1f} | {statistics.mean(seconds):.2f} | {ratio:.2f} |", flush=True)
-
-
-def client(peer: Peer, first: int, count: int, side: int) -> list[float]:
-    """One client of a closed loop: asks again as soon as it is answered. Latencies in order."""
-    return [peer.ask(body(first + i, side=side))[0] for i in range(count)]
-
-
-def poisson(ours: Peer, plain: Peer, count: int, load: float) -> None:
-    rng = random.Random(7)
-    jobs = [body(1000 + i, rng.choice([10, 20, 30, 50]), rng.choice([256, 384]), rng.choice([1.0, 7.0])) for i in range(count)]
-    costs = {(s, d, c): plain.ask(body(5, s, d, c))[0] for s in (10,) for d in (256, 384) for c in (1.0, 7.0)}
-    mean = statistics.mean(costs[10, j["width"], j["cfg_scale"]] * j["steps"] / 10 for j in jobs)
-    gaps = [rng.expovariate(load / mean) for _ in jobs]
-    print(f"\n### {count} jobs arriving by Poisson at {load} of the plain server's capacity\n")
-    print("256 and 384 px, 10 to 50 steps, cfg on and off, all seeds distinct.\n")
-    print("| | mean s | p95 s | p95 of 10-step jobs s | pictures a minute | peak MB |\n|---|---|---|---|---|---|")
-    rows = {}
-    for peer in (plain, ours):
-        rows[peer.name] = figures(*arrive(peer, jobs, gaps), jobs)
-        print(f"| {peer.name} | " + " | ".join(f"{value:.2f}" for value in rows[peer.name]) + f" | {peer.peak_megabytes():.0f} |", flush=True)
-    ratios = [a / b for a, b in zip(rows["darkroom"], rows["plain server"], strict=True)]
-    print("| ratio | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " | |", flush=True)
-
-
-def arrive(peer: Peer, jobs: list[dict], gaps: list[float]) -> tuple[list[float], float]:
-    """Send each job at its instant; latencies in order, and the seconds in all."""
-    latencies = [0.0] * len(jobs)
-
-    def send(i: int) -> None:
-        latencies[i] = peer.ask(jobs[i])[0]
-
-    threads, start = [], time.perf_counter()
-    for i, gap in enumerate(gaps):
-        time.sleep(gap)
-        threads.append(threading.Thread(target=send, args=(i,)))
-        threads[-1].start()
-    for thread in threads:
-        thread.join()
-    return latencies, time.perf_counter() - start
-
-
-def figures(latencies: list[float], seconds: float, jobs: list[dict]) -> list[float]:
-    tens = [t for t, j in zip(latencies, jobs, strict=True) if j["steps"] == 10]
-    return [statistics.mean(latencies), float(np.quantile(latencies, 0.95)), float(np.quantile(tens, 0.95)), 60 * len(jobs) / seconds]
-
-
-def same_pictures(ours: Peer, plain: Peer) -> None:
-    a, b = (np.asarray(Image.open(io.BytesIO(peer.ask(body(3, steps=10))[1]))).astype(float) for peer in (ours, plain))
-    error = np.mean((a - b) ** 2)
-    print(f"\nPictures of both servers agree to {10 * np.log10(255**2 / error) if error else float('inf'):.1f} dB PSNR.", flush=True)
+def picture_for(peer: peers.Peer, body: dict) -> dict:
+    """Only calls have to be told that the picture is wanted."""
+    return body if isinstance(peer, peers.Call) else {field: value for field, value in body.items() if field != "picture"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--each", type=int, default=3, help="pictures of each client in the closed loop")
-    parser.add_argument("--jobs", type=int, default=120)
-    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--full", action="store_true", help="all sizes and loads, and SDXL at full size; hours")
+    parser.add_argument("--tiny", action="store_true", help="a few small pictures, to see that all of it runs")
+    parser.add_argument("--only", default="", help="models with commas between; all where absent")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of every peer")
+    parser.add_argument("--flags", default="", help="further flags of `darkroom serve`")
+    parser.add_argument("--folder", type=Path, help="where checkpoints and conversions are kept; a folder that is deleted afterwards where absent")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as data_dir:
-        plain, ours = start_plain(), start_ours(data_dir)
-        try:
-            same_pictures(ours, plain)
-            one_client(ours, plain, options.rounds, options.side)
-            closed_loop(ours, plain, 8, options.each, options.side)
-            poisson(ours, plain, options.jobs, 0.8)
-        finally:
-            for peer in (plain, ours):
-                peer.process.terminate()
-                peer.process.wait()
+    plan = FULL if options.full else TINY if options.tiny else QUICK
+    wanted = options.only.split(",") if options.only else ["demo-xl", "demo-3.5", "half-xl", "full-xl", "starts"]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        bench, began = Bench(folder, options.threads, shlex.split(options.flags)), time.perf_counter()
+        for work in plan:
+            if work.model in wanted:
+                bench.measure(work)
+        if "starts" in wanted:
+            bench.starts(1 if options.tiny else 3)
+        if options.full and "full-xl" in wanted:
+            bench.full_size()
+        gemm = [f"{flops / 1e9:.0f}" for flops in (statistics.median(bench.gemm), max(bench.gemm))] if bench.gemm else []
+        report.table("The machine in this run", ["fp32 GEMM, GFLOP/s in the median", "best, taken as its peak"], [gemm])
+        report.table("Goals", ["", "what", "bound", "measured", "reached"], sorted(bench.goals))
+        print(f"\n{(time.perf_counter() - began) / 60:.0f} minutes with {options.threads} threads.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The peer: diffusers' pipeline behind FastAPI with a lock. python plain_server.py FOLDER PORT
+"""The peer: diffusers' pipeline behind FastAPI with a lock. python plain_server.py FOLDER PORT THREADS
 
 The pipeline runs in one thread of its own: in FastAPI's pool torch keeps a team of threads for each thread that ever
 called it, which makes it about twice as slow on two cores and would flatter us.
@@ -10,15 +10,16 @@ import asyncio
 import io
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 import uvicorn
-from diffusers import StableDiffusionXLPipeline
 from fastapi import FastAPI, Response
+from pipelines import draw, load
 from pydantic import BaseModel
 
-pipe = StableDiffusionXLPipeline.from_pretrained(sys.argv[1], dtype=torch.float32, add_watermarker=False)
-pipe.set_progress_bar_config(disable=True)
+torch.set_num_threads(int(sys.argv[3]))
+pipe = load(Path(sys.argv[1]))
 lock = asyncio.Lock()
 thread = ThreadPoolExecutor(1)
 app = FastAPI()
@@ -31,23 +32,18 @@ class Body(BaseModel):
     height: int
     cfg_scale: float
     seed: int
-    model: str = ""
 
 
 @app.post("/v1/images/generate")
 async def generate(body: Body) -> Response:
     async with lock:
-        png = await asyncio.get_running_loop().run_in_executor(thread, draw, body)
+        png = await asyncio.get_running_loop().run_in_executor(thread, to_png, body)
     return Response(png, media_type="image/png")
 
 
-def draw(body: Body) -> bytes:
-    image = pipe(
-        body.prompt, num_inference_steps=body.steps, width=body.width, height=body.height, guidance_scale=body.cfg_scale,
-        generator=torch.Generator("cpu").manual_seed(body.seed),
-    ).images[0]  # fmt: skip
+def to_png(body: Body) -> bytes:
     out = io.BytesIO()
-    image.save(out, "PNG", compress_level=1)
+    draw(pipe, body.model_dump()).save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 
