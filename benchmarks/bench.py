@@ -67,12 +67,16 @@ class Bench:
     folder: Path
     threads: int
     flags: list[str]
-    gemm: list[float] = field(default_factory=list)
+    gemm: list[dict[str, float]] = field(default_factory=list)
     goals: list[list[str]] = field(default_factory=list)
 
     @property
     def log(self) -> Path:
         return self.folder / "errors.txt"
+
+    def peak(self, who: str) -> float:
+        """The best rate of the run, FLOP/s."""
+        return max(rates[who] for rates in self.gemm)
 
     def start(self, name: str, model: str) -> peers.Peer:
         folder = checkpoints.at(model, self.folder)
@@ -80,7 +84,8 @@ class Bench:
             return peers.ours(folder, self.folder / f"data-{model}", self.threads, self.flags, self.log)
         if name == PLAIN:
             return peers.plain(folder, self.threads, self.log)
-        return peers.call(name, CALLS[name], self.converted(model) if name == GENAI else folder, self.threads, self.log)
+        own = {GENAI: self.converted, SDCPP: lambda model: checkpoints.single_file(folder)}.get(name)
+        return peers.call(name, CALLS[name], own(model) if own else folder, self.threads, self.log)
 
     def converted(self, model: str) -> Path:
         target = self.folder / f"genai-{model}"
@@ -110,15 +115,15 @@ class Bench:
     def one_client(self, work: Work, running: list[peers.Peer], side: int) -> None:
         same = loads.body(side, work.steps) | {"picture": True}
         first = {peer.name: peer.ask(picture_for(peer, same)) for peer in running}
-        before = machine.gemm_peak(self.threads)
+        before = machine.gemm_rates(self.threads)
         found = loads.one_client(running, side, work.steps, work.rounds)
-        self.gemm += [before, machine.gemm_peak(self.threads)]
+        self.gemm += [before, machine.gemm_rates(self.threads)]
         reference = statistics.median(found[EAGER])
         rows = []
         for name, seconds in found.items():
             row = [name, report.spread(seconds), f"{statistics.median(seconds) / reference:.2f}", f"{report.psnr(first[name].png, first[EAGER].png):.1f}"]
             rows.append([*row, f"{first[name].seconds:.1f}", *self.flops(work, side, statistics.median(seconds))])
-        head = ["", "s", "ratio to diffusers", "PSNR dB", "first call s", "GFLOP/s", "of the GEMM peak"]
+        head = ["", "s", "ratio to diffusers", "PSNR dB", "first call s", "GFLOP/s", "of torch.mm", "of OpenVINO's product"]
         report.table(f"{work.model}, one client, {side}x{side}, {work.steps} steps, cfg 7 ({work.rounds} rounds)", head[: len(rows[0])], rows)
         if OURS in found:
             self.judge_one_client(work, side, found)
@@ -129,7 +134,7 @@ class Bench:
         if not (folder / "unet").exists():
             return []
         rate = 2 * work.steps * machine.unet_flops(folder, side) / seconds
-        return [f"{rate / 1e9:.0f}", f"{rate / max(self.gemm):.0%}"]
+        return [f"{rate / 1e9:.0f}", f"{rate / self.peak(machine.TORCH):.0%}", f"{rate / self.peak(machine.ONEDNN):.0%}"]
 
     def judge_one_client(self, work: Work, side: int, found: dict[str, list[float]]) -> None:
         middle = {name: statistics.median(seconds) for name, seconds in found.items()}
@@ -140,7 +145,8 @@ class Bench:
             self.goal("P3", f"{work.model}: time over OpenVINO GenAI's", 1.05, middle[OURS] / middle[GENAI])
         if work.model == "half-xl":
             rate = 2 * work.steps * machine.unet_flops(checkpoints.at(work.model, self.folder), side) / middle[OURS]
-            self.goal("P5", "half-xl: FLOP/s over the GEMM peak", 0.75, rate / max(self.gemm), least=True)
+            for who in (machine.TORCH, machine.ONEDNN):
+                self.goal("P5", f"half-xl: FLOP/s over {who}", 0.75, rate / self.peak(who), least=True)
 
     def closed_loop(self, work: Work, running: list[peers.Peer]) -> None:
         loads.closed_loop(running[:1], 256, 10, 8, 1, 1)  # the first batches of a size
@@ -188,7 +194,7 @@ class Bench:
                 seconds[name], memory[name] = (more - few) / (steps[1] - steps[0]), peers.peak(peer)
             finally:
                 peers.stop([peer])
-            self.gemm.append(machine.gemm_peak(self.threads))
+            self.gemm.append(machine.gemm_rates(self.threads))
             rate = 2 * machine.unet_flops(checkpoints.at("full-xl", self.folder), 512) / seconds[name]
             rows.append([name, f"{seconds[name]:.2f}", f"{seconds[name] / seconds[SDCPP]:.2f}", f"{rate / 1e9:.0f}", f"{memory[name]:.0f}"])
         report.table("full-xl, 512x512, cfg 7", ["", "s a step", "ratio to stable-diffusion.cpp", "GFLOP/s", "peak MB"], rows)
@@ -222,8 +228,9 @@ def main() -> None:
             bench.starts(1 if options.tiny else 3)
         if options.full and "full-xl" in wanted:
             bench.full_size()
-        gemm = [f"{flops / 1e9:.0f}" for flops in (statistics.median(bench.gemm), max(bench.gemm))] if bench.gemm else []
-        report.table("The machine in this run", ["fp32 GEMM, GFLOP/s in the median", "best, taken as its peak"], [gemm])
+        if bench.gemm:
+            rows = [[who, report.spread((rates[who] / 1e9 for rates in bench.gemm), 0)] for who in bench.gemm[0]]
+            report.table("fp32 products of 3072 x 3072 in this run; the greatest counts as the peak", ["", "GFLOP/s"], rows)
         report.table("Goals", ["", "what", "bound", "measured", "reached"], sorted(bench.goals))
         print(f"\n{(time.perf_counter() - began) / 60:.0f} minutes with {options.threads} threads.")
 

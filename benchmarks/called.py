@@ -60,7 +60,22 @@ def genai(folder: Path, threads: int) -> Draw:
     return draw
 
 
-KINDS = {"eager": eager, "compiled": compiled, "genai": genai}
+def sdcpp(folder: Path, threads: int) -> Draw:
+    """stable-diffusion.cpp on the same fp16 files. Its tokenizer is the real one and its noise its own, so its pictures are others."""
+    from stable_diffusion_cpp import StableDiffusion
+
+    model = StableDiffusion(model_path=str(folder), n_threads=threads, vae_decode_only=True)
+
+    def draw(body: dict) -> Image.Image:
+        return model.generate_image(
+            prompt=body["prompt"], sample_steps=body["steps"], width=body["width"], height=body["height"], cfg_scale=body["cfg_scale"],
+            seed=body["seed"], sample_method="euler",
+        )[0]  # fmt: skip
+
+    return draw
+
+
+KINDS = {"eager": eager, "compiled": compiled, "genai": genai, "sdcpp": sdcpp}
 
 
 def main() -> None:

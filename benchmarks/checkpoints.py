@@ -8,12 +8,16 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 DEMO = Path(__file__).parent.parent / "src" / "darkroom" / "demo"
 # SDXL's own text encoders: width, layers, heads, activation
 ENCODERS = {"text_encoder": (768, 12, 12, "quick_gelu"), "text_encoder_2": (1280, 32, 20, "gelu")}
 
+PREFIXES = {
+    "unet": "unet.", "vae": "vae.", "text_encoder": "cond_stage_model.transformer.", "text_encoder_2": "cond_stage_model.1.transformer.",
+}  # fmt: skip
 # SDXL's own autoencoder
 VAE = {
     "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "scaling_factor": 0.13025, "sample_size": 1024,
@@ -59,6 +63,23 @@ def write(folder: Path, part: int) -> None:
         shutil.rmtree(folder / "vae")
         save(AutoencoderKL.from_config(VAE), folder / "vae")
     (folder / "darkroom.json").write_text(json.dumps({"name": folder.name, "family": "sdxl", "min_steps": 1, "license": "Apache-2.0"}))
+
+
+def renamed(name: str) -> str:
+    """transformers 5 leaves `text_model.` out of CLIPTextModel's names."""
+    return f"text_model.{name}" if name.startswith(("embeddings.", "encoder.layers.", "final_layer_norm.")) else name
+
+
+def single_file(folder: Path) -> Path:
+    """A folder's weights in one .safetensors beside it, by names that stable-diffusion.cpp knows (of a folder it misses the second encoder)."""
+    file = folder.with_suffix(".safetensors")
+    if not file.exists():
+        tensors = {}
+        for part, prefix in PREFIXES.items():
+            for path in (folder / part).glob("*.safetensors"):
+                tensors |= {prefix + renamed(name): tensor for name, tensor in load_file(path).items()}
+        save_file(tensors, file)
+    return file
 
 
 def save(module: torch.nn.Module, folder: Path) -> None:
