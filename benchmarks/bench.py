@@ -44,7 +44,7 @@ class Work:
 
 
 QUICK = [
-    Work("demo-xl", (256, 512), ALL, closed=2, jobs=70, poisson=(0.8,), load_rounds=2),
+    Work("demo-xl", (256, 512), ALL, closed=2, jobs=50, poisson=(0.8,), load_rounds=2),
     Work("demo-3.5", (256, 512), [OURS, PLAIN, EAGER, GENAI]),
     Work("half-xl", (512,), [OURS, EAGER, GENAI], steps=3, rounds=2),
 ]
@@ -64,7 +64,8 @@ TINY = [
 class Bench:
     """One run: where its files lie, how it is asked, and the figures by which goals are judged."""
 
-    folder: Path
+    folder: Path  # checkpoints and conversions
+    scratch: Path  # all else, fresh in every run
     threads: int
     flags: list[str]
     gemm: list[dict[str, float]] = field(default_factory=list)
@@ -72,7 +73,7 @@ class Bench:
 
     @property
     def log(self) -> Path:
-        return self.folder / "errors.txt"
+        return self.scratch / "errors.txt"
 
     def peak(self, who: str) -> float:
         """The best rate of the run, FLOP/s."""
@@ -81,7 +82,7 @@ class Bench:
     def start(self, name: str, model: str) -> peers.Peer:
         folder = checkpoints.at(model, self.folder)
         if name == OURS:
-            return peers.ours(folder, self.folder / f"data-{model}", self.threads, self.flags, self.log)
+            return peers.ours(folder, self.scratch / f"data-{model}", self.threads, self.flags, self.log)
         if name == PLAIN:
             return peers.plain(folder, self.threads, self.log)
         own = {GENAI: self.converted, SDCPP: lambda model: checkpoints.single_file(folder)}.get(name)
@@ -176,7 +177,7 @@ class Bench:
                 self.goal("P2", f"demo-xl, Poisson at 0.8: {what} over the plain server's", bound, value)
 
     def starts(self, times: int) -> None:
-        found = machine.starts(checkpoints.at("demo-xl", self.folder), self.folder, self.threads, self.flags, self.log, times)
+        found = machine.starts(checkpoints.at("demo-xl", self.folder), self.scratch, self.threads, self.flags, self.log, times)
         gateway, picture = [start.gateway for start in found], [start.picture for start in found]
         rows = [["/healthz answers", report.spread(gateway)], ["first picture, 256x256, 10 steps", report.spread(picture)]]
         report.table(f"Start with a data folder that is there ({times} times)", ["", "s"], rows)
@@ -220,7 +221,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        bench, began = Bench(folder, options.threads, shlex.split(options.flags)), time.perf_counter()
+        bench, began = Bench(folder, Path(temporary), options.threads, shlex.split(options.flags)), time.perf_counter()
         for work in plan:
             if work.model in wanted:
                 bench.measure(work)
