@@ -31,7 +31,7 @@ lint: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/mypy
 	$(TEST_VENV)/bin/lint-imports
 
-# With what a peer has that we have not. About 20 minutes on two cores; bench-full takes hours, 45 GB of disk and 24 GB of memory.
+# With what a peer has that we have not. About 20 minutes on two cores; bench-full takes hours, 20 GB of disk and 24 GB of memory.
 bench: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/python $(PIP) -e '.[bench]'
 	$(TEST_VENV)/bin/python benchmarks/bench.py $(ARGS)
