@@ -16,8 +16,8 @@ from darkroom.types import Params
 
 @dataclass(frozen=True)
 class Text:
-    """One encoded prompt as the denoiser's pass takes it: hidden [1, tokens, d], pooled [1, p]; `note` says what the encoders
-    could not hear of it, or is empty."""
+    """Encoded prompts as the denoiser's pass takes them: hidden [n, tokens, d], pooled [n, p]; `note` says what the encoders
+    could not hear of the one, or is empty."""
 
     hidden: torch.Tensor
     pooled: torch.Tensor
@@ -64,8 +64,8 @@ class Family(Protocol):
     def encode_image(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """[1, 3, h, w] in -1..1 to scaled latents [1, c, h/8, w/8], fp32; the posterior's mode without a generator."""
 
-    def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: list[Text], sides: list[tuple[int, int]]) -> torch.Tensor:
-        """One forward pass: x [n, c, h, w] in the nets' dtype, t [n] fp32, a text and (height, width) for each row; fp32 out."""
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: list[tuple[int, int]]) -> torch.Tensor:
+        """One forward pass: x [n, c, h, w] in the nets' dtype, t [n] fp32, text of n rows, (height, width) of each; fp32 out."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [n, c, h, w] to pictures [n, 3, 8h, 8w] in -1..1, fp32, not clamped."""

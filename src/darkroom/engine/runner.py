@@ -40,6 +40,34 @@ class State:
         return "; ".join(filter(None, (self.text.note, negative and f"negative prompt: {negative}")))
 
 
+@dataclass(frozen=True)
+class _Company:
+    """What a pass takes that stays the same while the same Samples step together.
+
+    ONE index list gathers latents, timesteps, texts and sizes alike: the unconditional rows of the guided Samples, then a
+    conditional row of every Sample. rows [n]: which Sample each row is of; the first `guided` are unconditional. cfg [guided, 1, 1, 1];
+    text: of each row; sides: (height, width) of each row.
+    """
+
+    samples: tuple[Sample, ...]
+    rows: torch.Tensor
+    guided: int
+    cfg: torch.Tensor
+    text: Text
+    sides: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, samples: tuple[Sample, ...], device: torch.device) -> _Company:
+        guided = [i for i, sample in enumerate(samples) if sample.rows == 2]
+        index = [*guided, *range(len(samples))]
+        cfg = torch.tensor([samples[i].params.cfg for i in guided]).view(-1, 1, 1, 1)
+        texts = [samples[i].state.negative for i in guided] + [sample.state.text for sample in samples]
+        text = Text(torch.cat([text.hidden for text in texts]), torch.cat([text.pooled for text in texts]))
+        sides = [(samples[i].params.height, samples[i].params.width) for i in index]
+        rows = torch.tensor(index).to(device, non_blocking=True)
+        return cls(samples, rows, len(guided), cfg.to(device, non_blocking=True), text, sides)
+
+
 class Runner:
     """The only user of the nets. Noise is drawn on the CPU in fp32, a generator for each Sample, so that a seed gives the
     same noise on every device and in any company."""
@@ -52,6 +80,7 @@ class Runner:
         self._net_bytes = copies * sum(tensor.nbytes for net in family.nets().values() for tensor in (*net.parameters(), *net.buffers()))
         self._loras = Loras(family, lora_folder, max_lora_bytes)
         self._texts: OrderedDict[tuple[str, tuple[LoraKey, ...], bool], Text] = OrderedDict()
+        self._company: _Company | None = None  # of the last step
         self._colours: torch.Tensor | None = None  # the matrix of previews, once one was asked for
 
     def lora_keys(self, loras: Sequence[Lora]) -> tuple[LoraKey, ...]:
@@ -66,7 +95,7 @@ class Runner:
     def release(self) -> None:
         """Give the device's cached memory back; call it once nobody else holds the Runner."""
         device = self.family.device
-        del self.family, self._fast, self._loras
+        del self.family, self._fast, self._loras, self._company
         empty_cache(device)
 
     @torch.inference_mode()
@@ -90,7 +119,7 @@ class Runner:
         states: list[State] = [sample.state for sample in samples]
         row = self._rows(samples)
         x = torch.cat([state.latents for state in states])
-        out = self._guided(samples, states, x * row[:, samplers.C_IN].view(-1, 1, 1, 1), row[:, samplers.T])
+        out = self._guided(samples, x * row[:, samplers.C_IN].view(-1, 1, 1, 1), row[:, samplers.T])
         x, denoised = samplers.advance(x, out, row, self._before(samples, states), self._noise(samples, states))
         for i, state in enumerate(states):
             state.latents, state.denoised = x[i : i + 1], denoised[i : i + 1]
@@ -148,25 +177,21 @@ class Runner:
         table = np.stack([sample.state.plan.table[sample.step] for sample in samples])
         return torch.from_numpy(table).to(self.family.device, non_blocking=True)
 
-    def _guided(self, samples: tuple[Sample, ...], states: list[State], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): unconditional + cfg * (conditional - unconditional).
-
-        ONE index list gathers latents, timesteps, texts and sizes alike: the unconditional rows of the guided Samples,
-        then a conditional row of every Sample.
-        """
-        guided = [i for i, sample in enumerate(samples) if sample.rows == 2]
-        index = [*guided, *range(len(samples))]
-        negatives = [state.negative for state in states if state.negative is not None]
-        texts = negatives + [state.text for state in states]
-        sides = [(samples[i].params.height, samples[i].params.width) for i in index]
-        gather = torch.tensor(index).to(x.device, non_blocking=True)
-        out = self._family(states[0].loras).denoise(x[gather].to(self.family.dtype), t[gather], texts, sides)
+    def _guided(self, samples: tuple[Sample, ...], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): unconditional + cfg * (conditional - unconditional)."""
+        company = self._company_of(samples)
+        rows, guided = company.rows, company.guided
+        out = self._family(samples[0].state.loras).denoise(x[rows].to(self.family.dtype), t[rows], company.text, company.sides)
         if not guided:
             return out
-        unconditional, conditional = out[: len(guided)], out[len(guided) :]
-        cfg = torch.tensor([samples[i].params.cfg for i in guided]).to(x.device, non_blocking=True).view(-1, 1, 1, 1)
-        which = gather[: len(guided)]
-        return conditional.index_copy(0, which, unconditional + cfg * (conditional[which] - unconditional))
+        unconditional, conditional = out[:guided], out[guided:]
+        which = rows[:guided]
+        return conditional.index_copy(0, which, unconditional + company.cfg * (conditional[which] - unconditional))
+
+    def _company_of(self, samples: tuple[Sample, ...]) -> _Company:
+        if self._company is None or self._company.samples != samples:
+            self._company = _Company.of(samples, self.family.device)
+        return self._company
 
     def _before(self, samples: tuple[Sample, ...], states: list[State]) -> torch.Tensor | None:
         """The denoised of the step before, where a multistep method wants it (a row without one weighs it by 0)."""

@@ -145,9 +145,8 @@ class SD3:
         z = posterior.sample(generator) if generator is not None else posterior.mode()
         return (z.float() - self.vae.config.shift_factor) * self.vae.config.scaling_factor
 
-    def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: list[Text], sides: list[tuple[int, int]]) -> torch.Tensor:
-        hidden, pooled = torch.cat([text.hidden for text in texts]), torch.cat([text.pooled for text in texts])
-        return self._runs["transformer"](x, t, hidden, pooled).float()
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: list[tuple[int, int]]) -> torch.Tensor:
+        return self._runs["transformer"](x, t, text.hidden, text.pooled).float()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         config = self.vae.config  # its force_upcast is SDXL's inheritance: SD 3.x's autoencoder does not overflow in fp16

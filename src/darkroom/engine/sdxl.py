@@ -155,11 +155,10 @@ class SDXL:
         z = posterior.sample(generator) if generator is not None else posterior.mode()
         return (z.float() - self._shift) * self._scale
 
-    def denoise(self, x: torch.Tensor, t: torch.Tensor, texts: list[Text], sides: list[tuple[int, int]]) -> torch.Tensor:
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: list[tuple[int, int]]) -> torch.Tensor:
         # original size, crop, target size; the size asked for stands for both, as in diffusers' own defaults
         time_ids = torch.tensor([[h, w, 0, 0, h, w] for h, w in sides], dtype=self.dtype).to(self.device, non_blocking=True)
-        hidden, pooled = torch.cat([text.hidden for text in texts]), torch.cat([text.pooled for text in texts])
-        return self._runs["unet"](x.contiguous(memory_format=torch.channels_last), t, hidden, pooled, time_ids).float()
+        return self._runs["unet"](x.contiguous(memory_format=torch.channels_last), t, text.hidden, text.pooled, time_ids).float()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         z = (latents / self._scale + self._shift).to(self._vae_dtype, memory_format=torch.channels_last)
