@@ -156,6 +156,7 @@ def test_graphs_that_cannot_be_read_are_made_again(sdxl: FastLab, tmp_path: Path
     Backends(OPENVINO, tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card)
     folder = graphs_folder(tmp_path, sdxl.card)
     (folder / "unet.xml").write_text("spoilt")
+    (folder / CHOICE).write_text(json.dumps({"backend": OPENVINO, "why": "it was faster"}))
     assert Backends("auto", tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card) is None
     assert not folder.exists()
     assert Backends(OPENVINO, tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card) is not None

@@ -115,8 +115,10 @@ class Backends:
         if choice is None:
             choice = _measure(family.passes(), graphs)
             (folder / CHOICE).write_text(json.dumps(asdict(choice)))
-            _clear(folder, choice)
+            _clear_older(folder)
         if choice.backend == EAGER and self._wanted == "auto":
+            for file in (*folder.glob("*.xml"), *folder.glob("*.bin")):
+                file.unlink()
             return {}, choice
         return graphs, choice if self._wanted == "auto" else Choice(OPENVINO, DEMANDED)
 
@@ -174,11 +176,8 @@ def _check_disk(folder: Path, weights: int) -> None:
         raise Unsupported(f"converting takes {weights / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free")
 
 
-def _clear(folder: Path, choice: Choice) -> None:
-    """What is of no use: graphs of other versions of the model, and graphs that were found slower."""
+def _clear_older(folder: Path) -> None:
+    """Graphs of the same model from other weights or versions."""
     for other in folder.parent.iterdir():
         if other != folder and not other.name.endswith(".partial"):
             shutil.rmtree(other, ignore_errors=True)
-    if choice.backend == EAGER:
-        for file in (*folder.glob("*.xml"), *folder.glob("*.bin")):
-            file.unlink()
