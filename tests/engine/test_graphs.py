@@ -35,7 +35,7 @@ class FastLab:
 
     def __init__(self, lab: Lab, folder: Path):
         self.lab, self.card = lab, ModelCard("tiny", lab.family.name, path=str(folder))
-        self.fast = Backends(OPENVINO, folder.parent / "graphs", ROOM).accelerate(lab.family, self.card)
+        self.fast = Backends(OPENVINO, folder.parent / "graphs", ROOM, threads=torch.get_num_threads()).accelerate(lab.family, self.card)
 
     def engine(self) -> Engine:
         clock = iter(range(10**9))

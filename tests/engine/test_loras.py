@@ -317,7 +317,7 @@ def test_half_precision_stays_half(lab: Lab, shelf: dict[str, Path], checkpoint:
     assert {weight.dtype for lora in worn.loaded for layer in lora.layers.values() for weight in (layer.down, layer.up)} == {torch.bfloat16}
     with torch.inference_mode(), laid(worn.encoders), laid(worn.denoiser):
         text = family.encode_prompt("a cat")
-        out = family.denoise(torch.randn(1, 4, 16, 16).bfloat16(), torch.tensor([981.0]), text, [(128, 128)])
+        out = family.denoise(torch.randn(1, 4, 16, 16).bfloat16(), torch.tensor([981.0]), text, torch.tensor([[128.0, 128.0]]))
     assert text.hidden.dtype == torch.bfloat16
     assert torch.isfinite(out).all()
 

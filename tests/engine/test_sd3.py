@@ -259,7 +259,7 @@ def same(a: Any, b: Any) -> bool:
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     with torch.inference_mode():
         texts = [family.encode_prompt("a red apple") for family in (a, b)]
-        outs = [family.denoise(x, t, text, [(128, 128)]) for family, text in zip((a, b), texts, strict=True)]
+        outs = [family.denoise(x, t, text, torch.tensor([[128.0, 128.0]])) for family, text in zip((a, b), texts, strict=True)]
         pairs = [outs, (a.decode(x), b.decode(x)), (texts[0].hidden, texts[1].hidden), (texts[0].pooled, texts[1].pooled)]
         return texts[0].note == texts[1].note and all(torch.allclose(*pair, atol=1e-5) for pair in pairs)
 
@@ -309,7 +309,7 @@ def test_half_precision_stays_half_and_finite(medium: Path) -> None:
     with torch.inference_mode():
         text = family.encode_prompt("a red apple")
         assert text.hidden.dtype == torch.bfloat16
-        out = family.denoise(torch.randn(1, 16, 16, 16).bfloat16(), torch.tensor([981.0]), text, [(128, 128)])
+        out = family.denoise(torch.randn(1, 16, 16, 16).bfloat16(), torch.tensor([981.0]), text, torch.tensor([[128.0, 128.0]]))
         assert out.dtype == torch.float32
         assert torch.isfinite(family.decode(out)).all()
 

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -21,8 +22,8 @@ from darkroom.types import Cancelled, Event, Failed, Finished, Loading, Params, 
 
 log = structlog.get_logger("engine")
 
-_Fault = tuple[str, str, int, float | None]  # name, line, HTTP status, seconds until another try may help: as in Failed
-NOT_FINITE: _Fault = "not_finite", "the model gave numbers that are not finite (NaN); other parameters may help", 500, None
+NOBODY = ""  # the job of a Failed that is still to be given to one
+NOT_FINITE = Failed(NOBODY, "not_finite", "the model gave numbers that are not finite (NaN); other parameters may help")
 
 
 class Engine:
@@ -123,7 +124,7 @@ class Engine:
         try:
             self._admit(job)
         except Exception as error:
-            self._events.append(Failed(job.job_id, *_fault(error, [job.job_id])))
+            self._events.append(replace(_fault(error, [job.job_id]), job_id=job.job_id))
 
     def _admit(self, job: Submit) -> None:
         params = job.params
@@ -278,14 +279,14 @@ class Engine:
                 self._fail(samples[0], fault)
             return False
 
-    def _fail(self, sample: Sample, fault: _Fault) -> None:
-        self._events += [Failed(job_id, *fault) for job_id in sample.jobs]
+    def _fail(self, sample: Sample, fault: Failed) -> None:
+        self._events += [replace(fault, job_id=job_id) for job_id in sample.jobs]
         self._land(sample)
 
 
-def _fault(error: Exception, jobs: list[str]) -> _Fault:
+def _fault(error: Exception, jobs: list[str]) -> Failed:
     """What a client is told of an exception. One that is not ours goes to the log: its text is not for clients."""
     if isinstance(error, DarkroomError):
-        return error.name, str(error), error.status, error.retry_after
+        return Failed(NOBODY, error.name, str(error), error.status, error.retry_after)
     log.error("a pass failed", jobs=jobs, error=repr(error), trace="".join(traceback.format_exception(error)))
-    return "engine_error", f"the engine could not make this picture ({type(error).__name__})", 500, None
+    return Failed(NOBODY, "engine_error", f"the engine could not make this picture ({type(error).__name__})")

@@ -64,8 +64,9 @@ class Family(Protocol):
     def encode_image(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """[1, 3, h, w] in -1..1 to scaled latents [1, c, h/8, w/8], fp32; the posterior's mode without a generator."""
 
-    def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: list[tuple[int, int]]) -> torch.Tensor:
-        """One forward pass: x [n, c, h, w] in the nets' dtype, t [n] fp32, text of n rows, (height, width) of each; fp32 out."""
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
+        """One forward pass: x [n, c, h, w] in the nets' dtype, t [n] and sides [n, 2] (height and width in pixels) in fp32, text
+        of n rows; fp32 out."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [n, c, h, w] to pictures [n, 3, 8h, 8w] in -1..1, fp32, not clamped."""

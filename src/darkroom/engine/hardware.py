@@ -49,10 +49,18 @@ def empty_cache(device: torch.device) -> None:
         getattr(torch, device.type).empty_cache()
 
 
-def use_threads(count: int) -> None:
-    """CPU threads of a forward pass; 0 leaves the choice to torch."""
+def use_threads(count: int) -> int:
+    """Set the CPU threads of a forward pass; 0 leaves the choice to torch (a core each, or OMP_NUM_THREADS). How many they are."""
     if count:
         torch.set_num_threads(count)
+    return torch.get_num_threads()
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on the device, without waiting for the copy."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # from other memory the copy would not be asynchronous
+    return tensor.to(device, non_blocking=True)
 
 
 @contextmanager

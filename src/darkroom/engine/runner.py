@@ -13,7 +13,7 @@ import torch
 
 from darkroom.engine import preview, samplers
 from darkroom.engine.family import Family, Plan, Text
-from darkroom.engine.hardware import empty_cache, threads
+from darkroom.engine.hardware import empty_cache, threads, to_device
 from darkroom.engine.loras import Loras, LoraSet, laid
 from darkroom.engine.sample import Batch, LoraKey, Sample
 from darkroom.types import Lora, Params
@@ -46,7 +46,7 @@ class _Company:
 
     ONE index list gathers latents, timesteps, texts and sizes alike: the unconditional rows of the guided Samples, then a
     conditional row of every Sample. rows [n]: which Sample each row is of; the first `guided` are unconditional. cfg [guided, 1, 1, 1];
-    text: of each row; sides: (height, width) of each row.
+    text: of each row; sides [n, 2]: height and width of each row, fp32.
     """
 
     samples: tuple[Sample, ...]
@@ -54,7 +54,7 @@ class _Company:
     guided: int
     cfg: torch.Tensor
     text: Text
-    sides: list[tuple[int, int]]
+    sides: torch.Tensor
 
     @classmethod
     def of(cls, samples: tuple[Sample, ...], device: torch.device) -> _Company:
@@ -63,9 +63,8 @@ class _Company:
         cfg = torch.tensor([samples[i].params.cfg for i in guided]).view(-1, 1, 1, 1)
         texts = [samples[i].state.negative for i in guided] + [sample.state.text for sample in samples]
         text = Text(torch.cat([text.hidden for text in texts]), torch.cat([text.pooled for text in texts]))
-        sides = [(samples[i].params.height, samples[i].params.width) for i in index]
-        rows = torch.tensor(index).to(device, non_blocking=True)
-        return cls(samples, rows, len(guided), cfg.to(device, non_blocking=True), text, sides)
+        sides = torch.tensor([[samples[i].params.height, samples[i].params.width] for i in index], dtype=torch.float32)
+        return cls(samples, to_device(torch.tensor(index), device), len(guided), to_device(cfg, device), text, to_device(sides, device))
 
 
 class Runner:
@@ -175,7 +174,7 @@ class Runner:
     def _rows(self, samples: tuple[Sample, ...]) -> torch.Tensor:
         """The coefficients of each Sample's current step [n, 8]: one copy to the device."""
         table = np.stack([sample.state.plan.table[sample.step] for sample in samples])
-        return torch.from_numpy(table).to(self.family.device, non_blocking=True)
+        return to_device(torch.from_numpy(table), self.family.device)
 
     def _guided(self, samples: tuple[Sample, ...], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): unconditional + cfg * (conditional - unconditional)."""
@@ -207,7 +206,7 @@ class Runner:
         rows = [torch.zeros(state.latents.shape) for state in states]
         for i in (i for i, want in enumerate(wants) if want):
             rows[i] = torch.randn(rows[i].shape, generator=states[i].generator)
-        return torch.cat(rows).to(self.family.device, non_blocking=True)
+        return to_device(torch.cat(rows), self.family.device)
 
 
 def _pixels(params: Params) -> torch.Tensor:

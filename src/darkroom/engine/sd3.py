@@ -145,7 +145,7 @@ class SD3:
         z = posterior.sample(generator) if generator is not None else posterior.mode()
         return (z.float() - self.vae.config.shift_factor) * self.vae.config.scaling_factor
 
-    def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: list[tuple[int, int]]) -> torch.Tensor:
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
         return self._runs["transformer"](x, t, text.hidden, text.pooled).float()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

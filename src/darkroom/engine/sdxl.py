@@ -155,9 +155,9 @@ class SDXL:
         z = posterior.sample(generator) if generator is not None else posterior.mode()
         return (z.float() - self._shift) * self._scale
 
-    def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: list[tuple[int, int]]) -> torch.Tensor:
+    def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
         # original size, crop, target size; the size asked for stands for both, as in diffusers' own defaults
-        time_ids = torch.tensor([[h, w, 0, 0, h, w] for h, w in sides], dtype=self.dtype).to(self.device, non_blocking=True)
+        time_ids = torch.cat([sides, torch.zeros_like(sides), sides], dim=1).to(self.dtype)
         return self._runs["unet"](x.contiguous(memory_format=torch.channels_last), t, text.hidden, text.pooled, time_ids).float()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from darkroom.errors import DarkroomError
 from darkroom.types import FINAL, Event, ModelCard, Preview, Progress, WorkerState
 from darkroom.worker.wire import Costs, Order, Started
 
-COSTS_SECONDS = 2.0  # between two reports of the measured costs; what is measured for the first time is told at once
+COSTS_SECONDS = 1.0  # between two reports of the measured costs; what is measured for the first time is told at once
 PROGRESS_SECONDS = 0.2  # between two reports of progress
 
 
@@ -50,10 +50,9 @@ def _build(order: Order, send: Callable[[Any], None], inbox: queue.SimpleQueue[M
     from darkroom.engine.engine import Engine
     from darkroom.engine.hardware import choose, room_for_weights, use_threads
 
-    use_threads(order.threads)
     device, dtype = choose(order.device, order.dtype)
     budget = room_for_weights(order.memory_budget, device)
-    backends = Backends(order.backend, order.graphs, budget, order.exact, order.threads)
+    backends = Backends(order.backend, order.graphs, budget, order.exact, use_threads(order.threads))
     residents = Residents({card.name: _source(card, order, backends) for card in order.cards}, budget)
     cost = CostModel(order.costs)
     engine = Engine(residents, cost, order.max_rows, order.exact, started=lambda job_id: send(Started(job_id)), inbox=inbox)
