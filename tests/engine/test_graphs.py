@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from darkroom.engine.backend import CHOICE, EAGER, OPENVINO, Backends, graphs_folder, read_choice
+from darkroom.engine.backend import CHOICE, COMPILE, EAGER, OPENVINO, Backends, graphs_folder, read_choice
 from darkroom.engine.cost import CostModel
 from darkroom.engine.engine import Engine
 from darkroom.engine.graphs import Graph, open_graphs
@@ -100,7 +100,7 @@ def test_loras_are_laid_over_the_reference(sdxl: FastLab, tmp_path: Path) -> Non
 
 
 def test_a_shape_that_keeps_coming_gets_a_graph_of_its_own(sdxl: FastLab, tmp_path: Path) -> None:
-    one = sdxl.lab.family.passes()["unet"]
+    one = sdxl.lab.family.passes()["keyed_unet"]
     graph = open_graphs({"unet": one}, tmp_path / "graphs")["unet"]
     often, seldom = one.example(2, 16, 16), one.example(4, 32, 24)
     first = graph(*often)
@@ -155,7 +155,7 @@ def test_what_was_found_slower_is_not_used_and_not_kept(sdxl: FastLab, tmp_path:
 def test_graphs_that_cannot_be_read_are_made_again(sdxl: FastLab, tmp_path: Path) -> None:
     Backends(OPENVINO, tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card)
     folder = graphs_folder(tmp_path, sdxl.card)
-    (folder / "unet.xml").write_text("spoilt")
+    (folder / "keyed_unet.xml").write_text("spoilt")
     (folder / CHOICE).write_text(json.dumps({"backend": OPENVINO, "why": "it was faster"}))
     assert Backends("auto", tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card) is None
     assert not folder.exists()
@@ -177,6 +177,7 @@ def test_obstacles_are_named(tmp_path: Path, sdxl: FastLab) -> None:
     assert "memory_budget" in auto.obstacle(501, "cpu", "float32")
     assert "float16" in auto.obstacle(1, "cpu", "float16")
     assert "exact" in Backends("auto", tmp_path, 1000, exact=True).obstacle(1, "cpu", "float32")
+    assert Backends(COMPILE, tmp_path, 1000).foreseen(sdxl.card, 1, "cpu", "float32").backend == COMPILE
     assert "setting" in Backends(EAGER, tmp_path, 1000).obstacle(1, "cpu", "float32")
     with pytest.raises(Unsupported, match="float16"):
         Backends(OPENVINO, tmp_path, 1000).obstacle(1, "cpu", "float16")

@@ -1,4 +1,5 @@
-"""Which backend runs the passes of a model: eager PyTorch, the reference, or OpenVINO's graphs where they are faster here.
+"""Which backend runs the passes of a model: eager PyTorch, the reference, OpenVINO's graphs where they are faster here, or
+torch.compile where that is asked for.
 
 `auto` converts a model at its first load, measures both and remembers the outcome beside the graphs. No torch at import.
 """
@@ -25,7 +26,7 @@ from darkroom.types import ModelCard
 
 log = structlog.get_logger("engine")
 
-EAGER, OPENVINO = "eager", "openvino"
+EAGER, OPENVINO, COMPILE = "eager", "openvino", "compile"
 LAYOUT = 1  # of the graphs: another number makes those on the disk stale
 DEMANDED = "the setting backend says so"
 CHOICE = "choice.json"
@@ -42,8 +43,16 @@ class Choice:
     why: str
 
 
+@dataclass(frozen=True)
+class Fast:
+    """The same nets through a faster backend; apart: it has weights and threads of its own, beside PyTorch's."""
+
+    family: Any
+    apart: bool
+
+
 class Backends:
-    """wanted: `auto`, `eager` or `openvino`; root: the folder of graphs; budget: bytes that all weights may take; exact: whether
+    """wanted: `auto`, `eager`, `openvino` or `compile`; root: the folder of graphs; budget: bytes that all weights may take; exact: whether
     pictures must be bit-equal in any company; threads: of the CPU, 0 for as many as there are cores."""
 
     def __init__(self, wanted: str, root: Path, budget: int, exact: bool = False, threads: int = 0):
@@ -51,7 +60,7 @@ class Backends:
 
     def obstacle(self, weights: int, device: str, dtype: str) -> str:
         """Why weights of so many bytes cannot run as graphs; empty where they can. Raises Unsupported where it was demanded."""
-        if self._wanted == EAGER:
+        if self._wanted in (EAGER, COMPILE):
             return DEMANDED
         why = self._obstacle(weights, device, dtype)
         if why and self._wanted == OPENVINO:
@@ -62,7 +71,7 @@ class Backends:
         """What will run a model, as far as that can be told without loading it."""
         why = self.obstacle(weights, device, dtype)
         if why:
-            return Choice(EAGER, why)
+            return Choice(COMPILE if self._wanted == COMPILE else EAGER, why)
         if self._wanted == OPENVINO:
             return Choice(OPENVINO, DEMANDED)
         return read_choice(graphs_folder(self._root, card)) or Choice("auto", "its first load will measure PyTorch against OpenVINO")
@@ -81,11 +90,15 @@ class Backends:
             return f"weights and graphs would take {2 * weights / 1e9:.1f} GB and the budget is {self._budget / 1e9:.1f} GB (setting memory_budget)"
         return ""
 
-    def accelerate(self, family: Any, card: ModelCard, tell: Callable[[float], None] = lambda part: None) -> Any | None:
-        """The family through graphs, or None where eager PyTorch is to run it; `tell` is told the part that is done, 0 to 1.
-
-        Raises Unsupported where graphs were demanded and cannot be had.
+    def accelerate(self, family: Any, card: ModelCard, tell: Callable[[float], None] = lambda part: None) -> Fast | None:
+        """The family through a faster backend, or None where eager PyTorch is to run it; `tell` is told the part that is done,
+        0 to 1. Raises Unsupported where graphs were demanded and cannot be had.
         """
+        if self._wanted == COMPILE:
+            from darkroom.engine.compiled import Compiled
+
+            name, module = family.denoiser()
+            return Fast(family.through({name: Compiled(module, family.device)}), apart=False)
         weights = sum(4 * weight.numel() for one in family.passes().values() for weight in one.module.parameters())
         why = self.obstacle(weights, str(family.device), str(family.dtype).removeprefix("torch."))
         if why:
@@ -103,7 +116,7 @@ class Backends:
             log.warning("backend", model=card.name, backend=EAGER, why=why, error=repr(error))
             return None
         log.info("backend", model=card.name, backend=choice.backend, why=choice.why)
-        return family.through(graphs) if graphs else None
+        return Fast(family.through(graphs), apart=True) if graphs else None
 
     def _open(self, family: Any, folder: Path, tell: Callable[[float], None]) -> tuple[Mapping[str, Any], Choice]:
         from darkroom.engine.graphs import open_graphs

@@ -50,7 +50,10 @@ class Family(Protocol):
         """All of them by diffusers' names of components, for who counts their memory, and for LoRAs."""
 
     def passes(self) -> dict[str, Pass]:
-        """The passes that another backend may run, by name."""
+        """The passes as graphs are made of them, by name."""
+
+    def denoiser(self) -> tuple[str, torch.nn.Module]:
+        """The name of the denoiser's pass in eager PyTorch, and its module."""
 
     def through(self, runs: Mapping[str, Run]) -> Self:
         """The same nets with these in the place of their passes. Text that one encoded is not for the other."""

@@ -26,7 +26,7 @@ log = structlog.get_logger("engine")
 
 TRACED = 2, 21, 27  # rows and latent sides of the example: odd sides, so that the graph also holds how they are rounded
 FIXED_BYTES = 500e6  # of weights in graphs for one shape, of one pass: each holds its own, so large nets have none
-PAYS = 3  # a shape gets its own graph once it took so many times what compiling takes
+PAYS = 1  # a shape gets its own graph once it took so many times what compiling takes
 # f32: bf16 and f16 are slower than f32 without AMX, and give other pictures. Pinned threads would fight PyTorch's.
 OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
 

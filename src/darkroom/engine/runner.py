@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from darkroom.engine import preview, samplers
+from darkroom.engine.backend import Fast
 from darkroom.engine.family import Family, Plan, Text
 from darkroom.engine.hardware import empty_cache, threads, to_device
 from darkroom.engine.loras import Loras, LoraSet, laid
@@ -71,11 +72,12 @@ class Runner:
     """The only user of the nets. Noise is drawn on the CPU in fp32, a generator for each Sample, so that a seed gives the
     same noise on every device and in any company."""
 
-    def __init__(self, family: Family, lora_folder: Path = Path("loras"), max_lora_bytes: int = 0, fast: Family | None = None):
-        """fast: the same nets through a faster backend, for Samples without LoRAs, since those are laid over the modules."""
+    def __init__(self, family: Family, lora_folder: Path = Path("loras"), max_lora_bytes: int = 0, fast: Fast | None = None):
+        """fast is for Samples without LoRAs, since those are laid over the modules."""
         self.family = family
-        self._fast = fast or family
-        copies = 1 if fast is None else 2
+        self._fast: Family = fast.family if fast else family
+        self._apart = fast is not None and fast.apart
+        copies = 2 if self._apart else 1
         self._net_bytes = copies * sum(tensor.nbytes for net in family.nets().values() for tensor in (*net.parameters(), *net.buffers()))
         self._loras = Loras(family, lora_folder, max_lora_bytes)
         self._texts: OrderedDict[tuple[str, tuple[LoraKey, ...], bool], Text] = OrderedDict()
@@ -156,7 +158,7 @@ class Runner:
     def _beside(self, family: Family) -> AbstractContextManager[None]:
         """PyTorch's threads spin for a while after each operation, and would slow down the threads of graphs: beside these it
         takes one."""
-        return nullcontext() if family is self.family else threads(1)
+        return threads(1) if self._apart and family is self._fast else nullcontext()
 
     def _start(self, params: Params, plan: Plan, generator: torch.Generator) -> torch.Tensor:
         scale = self.family.latent_scale

@@ -109,6 +109,9 @@ class SD3:
             "encode": Pass(modules["encode"], ((1, 3, -1, -1),), self.latent_scale),
         }
 
+    def denoiser(self) -> tuple[str, torch.nn.Module]:
+        return "transformer", self._modules["transformer"]
+
     def through(self, runs: Mapping[str, Run]) -> SD3:
         other = copy.copy(self)
         other._runs = {**self._runs, **runs}

@@ -30,6 +30,8 @@ NETS: dict[str, Any] = {
     "text_encoder_2": CLIPTextModelWithProjection,
 }
 
+KEYED = "keyed_unet"  # the pass that takes keys and values as text
+
 # A name from each net of a file in the original layout, and the one of the size conditioning that SD 1 and 2 lack.
 ORIGINAL_KEYS = (
     "model.diffusion_model.input_blocks.0.0.weight",
@@ -68,7 +70,6 @@ class SDXL:
         self.latent_scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self._shift, self._scale = _latent_statistics(self.vae.config, device)
         self._keyed = KeyedUNet(self.unet) if keyable(self.unet) else None
-        self._read: Run = lambda hidden: hidden  # from an encoded prompt to what the UNet's pass takes as text
         self._modules = {"unet": UNet(self.unet), "encode": Encode(self.vae), "decode": Decode(self.vae)}
         self._runs: dict[str, Run] = dict(self._modules)
 
@@ -111,8 +112,9 @@ class SDXL:
         text = self._keyed.width if self._keyed else unet.cross_attention_dim
         pooled = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
         rows, tokens = -1, self._tokenizers[0].model_max_length
+        shapes = ((rows, unet.in_channels, -1, -1), (rows,), (rows, tokens, text), (rows, pooled), (rows, 6))
         return {
-            "unet": Pass(self._keyed or modules["unet"], ((rows, unet.in_channels, -1, -1), (rows,), (rows, tokens, text), (rows, pooled), (rows, 6))),
+            KEYED if self._keyed else "unet": Pass(self._keyed or modules["unet"], shapes),
             "decode": Pass(modules["decode"], ((rows, self.latent_channels, -1, -1),)),
             "encode": Pass(modules["encode"], ((1, 3, -1, -1),), self.latent_scale),
         }  # fmt: skip
@@ -120,9 +122,10 @@ class SDXL:
     def through(self, runs: Mapping[str, Run]) -> SDXL:
         other = copy.copy(self)
         other._runs = {**self._runs, **runs}
-        if self._keyed and "unet" in runs:
-            other._read = self._keyed.keys
         return other
+
+    def denoiser(self) -> tuple[str, torch.nn.Module]:
+        return "unet", self._modules["unet"]
 
     def plan(self, params: Params) -> Plan:
         """SDXL runs floor(steps * strength) of the steps, computed in decimal (a float makes 28 of 100 * 0.29), at least one."""
@@ -146,7 +149,9 @@ class SDXL:
             pooled = out[0]
         assert pooled is not None
         first = self._tokenizers[0]
-        text = self._read(torch.cat(hidden, dim=-1).to(self.dtype))
+        text = torch.cat(hidden, dim=-1).to(self.dtype)
+        if self._keyed and KEYED in self._runs:
+            text = self._keyed.keys(text)
         return Text(text, pooled.to(self.dtype), cut_note(first, first.model_max_length, prompt))
 
     def encode_image(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -158,7 +163,8 @@ class SDXL:
     def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
         # original size, crop, target size; the size asked for stands for both, as in diffusers' own defaults
         time_ids = torch.cat([sides, torch.zeros_like(sides), sides], dim=1).to(self.dtype)
-        return self._runs["unet"](x.contiguous(memory_format=torch.channels_last), t, text.hidden, text.pooled, time_ids).float()
+        run = self._runs.get(KEYED, self._runs["unet"])
+        return run(x.contiguous(memory_format=torch.channels_last), t, text.hidden, text.pooled, time_ids).float()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         z = (latents / self._scale + self._shift).to(self._vae_dtype, memory_format=torch.channels_last)
