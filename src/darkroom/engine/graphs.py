@@ -45,7 +45,7 @@ class Graph:
         self._spent: Counter[Shapes] = Counter()  # seconds by shape in the graph for any
         self._compiling = False
         start = time.perf_counter()
-        self._any = self._compile(self._model)
+        self._any = self._compile(self._model, CACHE_DIR=str(file.parent / "compiled"))  # a file as large as the weights saves seconds
         self._compile_seconds = time.perf_counter() - start
 
     @property
@@ -86,8 +86,8 @@ class Graph:
         self._spent.clear()
         self._compiling = False
 
-    def _compile(self, model: ov.Model) -> Any:
-        return self._core.compile_model(model, "CPU", self._options).create_infer_request()
+    def _compile(self, model: ov.Model, **further: Any) -> Any:
+        return self._core.compile_model(model, "CPU", self._options | further).create_infer_request()
 
 
 def _run(request: Any, inputs: Mapping[int, Any]) -> torch.Tensor:
