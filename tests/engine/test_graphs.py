@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +18,7 @@ from darkroom.engine.backend import CHOICE, COMPILE, EAGER, OPENVINO, Backends, 
 from darkroom.engine.cost import CostModel
 from darkroom.engine.engine import Engine
 from darkroom.engine.graphs import Graph, open_graphs
+from darkroom.engine.passes import Pass
 from darkroom.engine.residents import Residents
 from darkroom.engine.runner import Runner
 from darkroom.errors import Unsupported
@@ -104,27 +106,40 @@ def test_a_shape_that_keeps_coming_gets_a_graph_of_its_own(sdxl: FastLab, tmp_pa
     graph = open_graphs({"unet": one}, tmp_path / "graphs")["unet"]
     often, seldom = one.example(2, 16, 16), one.example(4, 32, 24)
     first = graph(*often)
-    until = time.monotonic() + 60
-    while not graph.fixed_shapes and time.monotonic() < until:
-        graph(*often)
+    run_until(lambda: graph.fixed_shapes, graph, often)
     assert graph.fixed_shapes == [tuple(tuple(tensor.shape) for tensor in often)]
     assert torch.allclose(graph(*often), first, rtol=1e-3, atol=1e-4)
     assert graph(*seldom).shape == seldom[0].shape
 
 
-def test_graphs_for_one_shape_are_bounded_by_memory(sdxl: FastLab, tmp_path: Path) -> None:
+def test_graphs_for_one_shape_are_bounded(sdxl: FastLab, tmp_path: Path) -> None:
     one = sdxl.lab.family.passes()["decode"]
     open_graphs({"decode": one}, tmp_path / "graphs")
     file = tmp_path / "graphs" / "decode.xml"
     import openvino as ov
 
-    graph = Graph(file, ov.Core(), fixed_bytes=2 * file.with_suffix(".bin").stat().st_size)
     sides = [(16, 16), (16, 24), (24, 16), (24, 24)]
+    graph = Graph(file, ov.Core(), most_fixed=2, idle=0)
     for side in sides:
-        until = time.monotonic() + 60
-        while side not in [shapes[0][2:] for shapes in graph.fixed_shapes] and time.monotonic() < until:
-            graph(*one.example(1, *side))
-    assert [shapes[0][2:] for shapes in graph.fixed_shapes] == sides[-2:]
+        run_until(lambda side=side: side in fixed_sides(graph), graph, one.example(1, *side))
+    assert fixed_sides(graph) == sides[-2:], "those that were idle gave their places"
+
+    graph = Graph(file, ov.Core(), most_fixed=1, idle=3600)
+    run_until(lambda: fixed_sides(graph), graph, one.example(1, *sides[0]))
+    until = time.monotonic() + 2
+    run_until(lambda: time.monotonic() > until, graph, one.example(1, *sides[1]))
+    assert fixed_sides(graph) == sides[:1], "one that was in use kept its place"
+
+
+def fixed_sides(graph: Graph) -> list[tuple[int, ...]]:
+    return [shapes[0][2:] for shapes in graph.fixed_shapes]
+
+
+def run_until(met: Callable[[], Any], graph: Graph, tensors: tuple[torch.Tensor, ...]) -> None:
+    """Run the pass again and again until the condition is met, for a minute at most."""
+    until = time.monotonic() + 60
+    while not met() and time.monotonic() < until:
+        graph(*tensors)
 
 
 def test_a_model_is_converted_and_measured_once(sdxl: FastLab, tmp_path: Path) -> None:
@@ -160,6 +175,32 @@ def test_graphs_that_cannot_be_read_are_made_again(sdxl: FastLab, tmp_path: Path
     assert Backends("auto", tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card) is None
     assert not folder.exists()
     assert Backends(OPENVINO, tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card) is not None
+
+
+class Untraceable(torch.nn.Module):
+    """A net that no converter can follow."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("not to be traced")
+
+
+class Odd:
+    """As much of a Family as is asked before its passes run."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def passes(self) -> dict[str, Pass]:
+        return {"denoiser": Pass(Untraceable(), ((-1, 4, -1, -1),))}
+
+
+def test_a_model_that_cannot_be_converted_is_tried_once(sdxl: FastLab, tmp_path: Path) -> None:
+    backends = Backends("auto", tmp_path, ROOM)
+    assert backends.accelerate(Odd(), sdxl.card) is None
+    choice = backends.foreseen(sdxl.card, 1, "cpu", "float32")
+    assert choice.backend == EAGER
+    assert "converted" in choice.why
+    with pytest.raises(Unsupported, match="converted"):
+        Backends(OPENVINO, tmp_path / "other", ROOM).accelerate(Odd(), sdxl.card)
 
 
 def test_other_weights_have_other_graphs(checkpoint: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,6 +13,9 @@ from darkroom.cli.flags import DataDir, Model, settings_of
 from darkroom.errors import DarkroomError
 from darkroom.settings import Settings
 from darkroom.types import ModelCard
+
+if TYPE_CHECKING:
+    from darkroom.engine.backend import Backends
 
 
 def doctor(data_dir: DataDir = None, model: Model = None) -> None:
@@ -44,26 +48,32 @@ def _faults(settings: Settings) -> list[str]:
 
 
 def _device_fault(settings: Settings) -> str:
-    from darkroom.engine.hardware import choose
-
     try:
-        choose(settings.device, settings.dtype)
+        _backends_of(settings).obstacle(0, settings.device, settings.dtype)
     except DarkroomError as error:
-        return f"{error}; mend: choose another with --device or --dtype"
+        return f"{error}; mend: choose another with --device, --dtype or --backend"
     return ""
 
 
 def _backends(settings: Settings) -> Iterator[str]:
     """What runs the nets of each model, and why."""
-    from darkroom.engine.backend import Backends
-    from darkroom.engine.hardware import choose, room_for_weights
     from darkroom.engine.load import bytes_needed
 
-    device, dtype = settings.device, settings.dtype
-    backends = Backends(settings.backend, settings.graphs, room_for_weights(settings.memory_budget, choose(device, dtype)[0]), settings.exact)
     for card in cards_of(settings):
-        choice = backends.foreseen(card, bytes_needed(card, device, dtype), device, dtype)
-        yield f"backend of {card.name}: {choice.backend} ({choice.why})"
+        try:
+            weights = bytes_needed(card, settings.device, settings.dtype)
+            choice = _backends_of(settings).foreseen(card, weights, settings.device, settings.dtype)
+            yield f"backend of {card.name}: {choice.backend} ({choice.why})"
+        except DarkroomError as error:
+            yield f"backend of {card.name}: {error}"
+
+
+def _backends_of(settings: Settings) -> Backends:
+    from darkroom.engine.backend import Backends
+    from darkroom.engine.hardware import choose, room_for_weights
+
+    where, _ = choose(settings.device, settings.dtype)
+    return Backends(settings.backend, settings.graphs, room_for_weights(settings.memory_budget, where), settings.exact)
 
 
 def _disk_fault(data_dir: Path) -> str:

@@ -110,14 +110,23 @@ class Backends:
             _check_disk(folder, weights)
             graphs, choice = self._open(family, folder, tell)
         except (OSError, RuntimeError, Unsupported) as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            why = str(error) if isinstance(error, Unsupported) else f"the model could not be converted ({type(error).__name__})"
-            if self._wanted == OPENVINO:
-                raise Unsupported(f"backend openvino cannot be used: {why}") from error
-            log.warning("backend", model=card.name, backend=EAGER, why=why, error=repr(error))
-            return None
+            log.warning("no graphs", model=card.name, error=repr(error))
+            graphs, choice = {}, self._given_up(folder, error)
         log.info("backend", model=card.name, backend=choice.backend, why=choice.why)
         return Fast(family.through(graphs), apart=True) if graphs else None
+
+    def _given_up(self, folder: Path, error: Exception) -> Choice:
+        """Files that cannot be read are made again at the next load; a model that cannot be converted is not tried again."""
+        new = read_choice(folder) is None
+        shutil.rmtree(folder, ignore_errors=True)
+        why = _words_for(error)
+        if self._wanted == OPENVINO:
+            raise Unsupported(f"backend openvino cannot be used: {why}") from error
+        choice = Choice(EAGER, why)
+        if new and not isinstance(error, OSError):  # a lack of room may pass
+            folder.mkdir(parents=True)
+            _write_choice(folder, choice)
+        return choice
 
     def _open(self, family: Any, folder: Path, tell: Callable[[float], None]) -> tuple[Mapping[str, Any], Choice]:
         from darkroom.engine.graphs import open_graphs
@@ -128,13 +137,22 @@ class Backends:
         graphs = open_graphs(family.passes(), folder, self._threads, fixed=not self._exact, tell=tell)
         if choice is None:
             choice = _measure(family.passes(), graphs)
-            (folder / CHOICE).write_text(json.dumps(asdict(choice)))
+            _write_choice(folder, choice)
             _clear_older(folder)
         if choice.backend == EAGER and self._wanted == "auto":
-            for file in (*folder.glob("*.xml"), *folder.glob("*.bin")):
-                file.unlink()
+            shutil.rmtree(folder)
+            folder.mkdir()
+            _write_choice(folder, choice)
             return {}, choice
         return graphs, choice if self._wanted == "auto" else Choice(OPENVINO, DEMANDED)
+
+
+def _words_for(error: Exception) -> str:
+    if isinstance(error, Unsupported):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"its graphs could not be kept: {error.strerror or error}"
+    return f"the model could not be converted ({type(error).__name__}; the log says more)"
 
 
 def graphs_folder(root: Path, card: ModelCard) -> Path:
@@ -152,8 +170,12 @@ def read_choice(folder: Path) -> Choice | None:
         return None
 
 
+def _write_choice(folder: Path, choice: Choice) -> None:
+    (folder / CHOICE).write_text(json.dumps(asdict(choice)))
+
+
 def _measure(passes: Mapping[str, Any], graphs: Mapping[str, Any]) -> Choice:
-    """Both ways in turn over every pass. Raises Unsupported where they do not agree."""
+    """Both ways over every pass. Raises Unsupported where they do not agree."""
     lines, totals, weights = [], {EAGER: 0.0, OPENVINO: 0.0}, {"decode": 1, "encode": 0}
     for name, one in passes.items():
         example = one.example(1 if one.shapes[0][0] == 1 else PROBE[0], *PROBE[1:])
@@ -183,12 +205,12 @@ def _race(eager: Any, graph: Any, example: tuple[Any, ...]) -> tuple[dict[str, f
 
 
 def _check_disk(folder: Path, weights: int) -> None:
-    """Raises Unsupported where the disk lacks room for graphs that are still to be made."""
+    """Raises OSError where the disk lacks room for graphs that are still to be made."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
     needed = 2 * weights + 2**28  # as graphs, and compiled
     if not folder.exists() and free < needed:
-        raise Unsupported(f"converting takes {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free")
+        raise OSError(f"converting takes {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free")
 
 
 def _clear_older(folder: Path) -> None:

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +26,40 @@ from darkroom.engine.passes import Pass
 log = structlog.get_logger("engine")
 
 TRACED = 2, 21, 27  # rows and latent sides of the example: odd sides, so that the graph also holds how they are rounded
-FIXED_BYTES = 500e6  # of weights in graphs for one shape, of one pass: each holds its own, so large nets have none
+MOST_FIXED = 4  # graphs for one shape, of one pass: each takes about five times the weights in memory
+FIXED_BYTES = 100e6  # of weights in these graphs, of one pass, so large nets have none
+IDLE = 60.0  # seconds
 PAYS = 1  # a shape gets its own graph once it took so many times what compiling takes
+FIRST_GUESS = 0.5  # seconds that compiling for one shape takes
 # f32: bf16 and f16 are slower than f32 without AMX, and give other pictures. Pinned threads would fight PyTorch's.
 OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
 
 Shapes = tuple[tuple[int, ...], ...]
 
 
-class Graph:
-    """A pass as a compiled graph. One thread calls it."""
+@dataclass
+class _Fixed:
+    """A graph for one shape, and when it last ran."""
 
-    def __init__(self, file: Path, core: ov.Core, threads: int = 0, fixed_bytes: float = FIXED_BYTES):
-        """threads: 0 takes a thread for each core."""
+    request: Any
+    used: float
+
+
+class Graph:
+    """A pass as a compiled graph. One thread calls it; another, now and then, compiles a graph for one shape and hands it over."""
+
+    def __init__(self, file: Path, core: ov.Core, threads: int = 0, most_fixed: int = MOST_FIXED, idle: float = IDLE):
+        """threads: 0 takes a thread for each core. most_fixed: shapes that may have graphs of their own; one that has not run for
+        `idle` seconds gives its place to another."""
         self._core, self._options = core, OPTIONS | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
         self._model = core.read_model(file)
-        self._fixed: OrderedDict[Shapes, Any] = OrderedDict()  # requests by shape, the least recently used first
-        self._most_fixed = int(fixed_bytes / file.with_suffix(".bin").stat().st_size)
-        self._spent: Counter[Shapes] = Counter()  # seconds by shape in the graph for any
-        self._compiling = False
-        start = time.perf_counter()
         self._any = self._compile(self._model, CACHE_DIR=str(file.parent / "compiled"))  # a file as large as the weights saves seconds
-        self._compile_seconds = time.perf_counter() - start
+        self._idle, self._most_fixed = idle, min(most_fixed, int(FIXED_BYTES / file.with_suffix(".bin").stat().st_size))
+        self._fixed: OrderedDict[Shapes, _Fixed] = OrderedDict()  # the least recently used first
+        self._spent: Counter[Shapes] = Counter()  # seconds by shape in the graph for any
+        self._compile_seconds = FIRST_GUESS
+        self._compiling = False
+        self._made: tuple[Shapes, Any, float] | None = None  # handed over: shapes, the request or None, the seconds that it took
 
     @property
     def fixed_shapes(self) -> list[Shapes]:
@@ -56,35 +69,52 @@ class Graph:
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
         inputs = {place: tensor.contiguous().numpy() for place, tensor in enumerate(tensors)}
         shapes = tuple(array.shape for array in inputs.values())
-        request = self._fixed.get(shapes)
-        if request is None:
+        self._take_over()
+        fixed = self._fixed.get(shapes)
+        if fixed is None:
             return self._run_any(inputs, shapes)
+        fixed.used = time.monotonic()
         self._fixed.move_to_end(shapes)
-        return _run(request, inputs)
+        return _run(fixed.request, inputs)
 
     def _run_any(self, inputs: Mapping[int, Any], shapes: Shapes) -> torch.Tensor:
         start = time.perf_counter()
         out = _run(self._any, inputs)
         self._spent[shapes] += time.perf_counter() - start  # type: ignore[assignment]
-        if self._spent[shapes] > PAYS * self._compile_seconds and self._most_fixed and not self._compiling:
+        if self._spent[shapes] > PAYS * self._compile_seconds and not self._compiling and self._has_room():
             self._compiling = True
             threading.Thread(target=self._fix, args=(shapes,)).start()  # not a daemon: the interpreter waits for it, and must
         return out
 
+    def _has_room(self) -> bool:
+        """Whether one more shape may have its graph. One in use is not driven out: shapes in turn would be compiled for ever."""
+        if len(self._fixed) < self._most_fixed:
+            return True
+        return bool(self._fixed) and time.monotonic() - next(iter(self._fixed.values())).used > self._idle
+
     def _fix(self, shapes: Shapes) -> None:
-        """Thread: compile a graph for these shapes and put it in place."""
+        """Thread: compile a graph for these shapes and hand it over."""
+        start, request = time.perf_counter(), None
         try:
             model = self._model.clone()
             model.reshape(dict(enumerate(ov.PartialShape(list(shape)) for shape in shapes)))
             request = self._compile(model)
-            while len(self._fixed) >= self._most_fixed:
-                self._fixed.popitem(last=False)
-            self._fixed[shapes] = request
         except Exception as error:
             log.warning("a graph for one shape could not be compiled", shapes=shapes, error=repr(error))
-            self._most_fixed = 0
+        self._made = shapes, request, time.perf_counter() - start
+
+    def _take_over(self) -> None:
+        if self._made is None:
+            return
+        shapes, request, self._compile_seconds = self._made
+        self._made, self._compiling = None, False
         self._spent.clear()
-        self._compiling = False
+        if request is None:
+            self._most_fixed = 0  # what failed once is not tried again
+            return
+        if len(self._fixed) >= self._most_fixed:
+            self._fixed.popitem(last=False)
+        self._fixed[shapes] = _Fixed(request, time.monotonic())
 
     def _compile(self, model: ov.Model, **further: Any) -> Any:
         return self._core.compile_model(model, "CPU", self._options | further).create_infer_request()
@@ -106,7 +136,7 @@ def open_graphs(
     if not all((folder / f"{name}.xml").exists() for name in passes):
         _convert_all(passes, folder, tell)
     core = ov.Core()
-    return {name: Graph(folder / f"{name}.xml", core, threads, FIXED_BYTES if fixed else 0) for name in passes}
+    return {name: Graph(folder / f"{name}.xml", core, threads, MOST_FIXED if fixed else 0) for name in passes}
 
 
 def _convert_all(passes: Mapping[str, Pass], folder: Path, tell: Callable[[float], None]) -> None:
