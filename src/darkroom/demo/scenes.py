@@ -15,6 +15,7 @@ PAIR_SPAN = (0.38, 0.45)
 SETTLED = 0.8  # part of the pictures that stand exactly where pictures of their kind stand, at the middle of the span
 PAIR_PLACE = 0.26  # distance of a pair's centres from the nearer edges
 TAUGHT = DRAWN + 2 * ASKED_FIRST  # what training draws from, each alike
+TAUGHT_SIZES = ("", "", "small", "small", "small", "large")  # likewise: small figures fail most, and count little in a picture's loss
 FACES = ("puppy dog", "cat")  # that may wear glasses
 
 
@@ -74,14 +75,14 @@ def draw_figure(rng: random.Random, ground: str, shapes: float = 0.3, things: Se
             return figure
 
 
-def draw_scene(rng: random.Random, kind: str, shapes: float = 0.3, things: Sequence[str] = DRAWN) -> Scene:
+def draw_scene(rng: random.Random, kind: str, shapes: float = 0.3, things: Sequence[str] = DRAWN, sizes: Sequence[str] = ("", *SIZES)) -> Scene:
     """A random scene, held out or not. `kind`: "one", "two" or "deed"."""
     ground = rng.choice([*BACKGROUNDS, "white"])  # white more often, for the captions that name no background
     if kind == "deed":
         face = rng.choice([f for f in FACES if Figure(f).stands_out(ground)])
         return Scene((Figure(face),), ground, deed="glasses")
     if kind == "one":
-        return Scene((draw_figure(rng, ground, shapes, things),), ground, size=rng.choice(("", *SIZES)))
+        return Scene((draw_figure(rng, ground, shapes, things),), ground, size=rng.choice(sizes))
     pair = (draw_figure(rng, ground, shapes, things), draw_figure(rng, ground, shapes, things))
     return Scene(pair, ground, relation=rng.choice(RELATIONS))
 
@@ -89,7 +90,7 @@ def draw_scene(rng: random.Random, kind: str, shapes: float = 0.3, things: Seque
 def draw_training_scene(rng: random.Random) -> Scene:
     """A scene that is not held out."""
     while True:
-        scene = draw_scene(rng, rng.choices(("one", "two", "deed"), (60, 37, 3))[0], things=TAUGHT)
+        scene = draw_scene(rng, rng.choices(("one", "two", "deed"), (60, 37, 3))[0], things=TAUGHT, sizes=TAUGHT_SIZES)
         if not scene.held_out:
             return scene
 

@@ -31,7 +31,7 @@ KINDS: dict[str, type[Nets]] = {kind.name: kind for kind in (XL, SD35)}
 ROWS = {64: 96, 128: 40, 192: 20, 256: 14, 384: 6, 512: 4}  # pictures in a step by side: each step costs about alike
 SMALL_FIRST = {64: 0.1, 128: 0.8, 192: 0.1}  # words bind to pictures in minutes at these sizes, in hours at larger ones
 ALL_SIZES = {64: 0.02, 128: 0.13, 192: 0.1, 256: 0.35, 384: 0.1, 512: 0.3}
-LARGE_LAST = {128: 0.05, 192: 0.05, 256: 0.35, 384: 0.1, 512: 0.45}  # detail that does not repeat, at the sizes asked for
+LARGE_LAST = {128: 0.05, 192: 0.05, 256: 0.45, 384: 0.05, 512: 0.4}  # detail that does not repeat, at the sizes asked for
 STAGES = {"small": SMALL_FIRST, "all": ALL_SIZES, "large": LARGE_LAST}
 
 

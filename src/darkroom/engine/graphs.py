@@ -13,6 +13,7 @@ import time
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import openvino as ov
 import structlog
 import torch
 
-from darkroom.engine.passes import Pass
+from darkroom.engine.norms import channelwise
+from darkroom.engine.passes import Pass, UNet
 
 log = structlog.get_logger("engine")
 
@@ -160,7 +162,8 @@ def _convert(one: Pass) -> ov.Model:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     frontend: Any = FrontEndManager().load_by_framework("pytorch")
-    with warnings.catch_warnings(action="ignore", category=torch.jit.TracerWarning):  # of checks that hold for every size
+    rewritten = channelwise(one.module) if isinstance(one.module, UNet) else nullcontext()  # an autoencoder gains nothing by it
+    with rewritten, warnings.catch_warnings(action="ignore", category=torch.jit.TracerWarning):  # of checks that hold for every size
         decoder = TorchScriptPythonDecoder(one.module.eval(), example_input=one.example(*TRACED))
     model = frontend.convert(frontend.load(decoder))
     model.reshape(dict(enumerate(ov.PartialShape(list(shape)) for shape in one.shapes)))
