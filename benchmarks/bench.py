@@ -19,6 +19,7 @@ from pathlib import Path
 import checkpoints
 import loads
 import machine
+import outside
 import peers
 import report
 
@@ -98,7 +99,7 @@ class Bench:
 
     def goal(self, name: str, what: str, bound: float, value: float, least: bool = False) -> None:
         reached = value >= bound if least else value <= bound
-        self.goals.append([name, what, f"{'at least' if least else 'at most'} {bound:g}", f"{value:.2f}", "yes" if reached else "**no**"])
+        self.goals.append([name, what, f"{'at least' if least else 'at most'} {bound:g}", f"{value:.3g}", "yes" if reached else "**no**"])
 
     def measure(self, work: Work) -> None:
         running = [self.start(name, work.model) for name in work.names]
@@ -184,6 +185,13 @@ class Bench:
         self.goal("P6", "s to the gateway's answer", 1, statistics.median(gateway))
         self.goal("P6", "s to the first picture", 5, statistics.median(picture))
 
+    def outside_nets(self) -> None:
+        found = {side: outside.medians(self.folder, side, self.threads) for side in outside.SIDES}
+        rows = [[f"{side}x{side}", f"{1000 * step:.2f}", f"{1000 * rest:.2f}", f"{rest / step:.1%}"] for side, (step, rest) in found.items()]
+        report.table("demo-xl in process, one client: what the engine takes outside the nets", ["", "ms a step", "ms outside", "part"], rows)
+        for side, (step, rest) in found.items():
+            self.goal("P7", f"demo-xl {side}x{side}: part of a step outside the nets", 0.02, rest / step)
+
     def full_size(self, steps: tuple[int, int] = (1, 3)) -> None:
         """One peer after the other, for the memory; the difference of two pictures leaves text and VAE out."""
         seconds, memory, rows = {}, {}, []
@@ -211,13 +219,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="all sizes and loads, and SDXL at full size; hours")
     parser.add_argument("--tiny", action="store_true", help="a few small pictures, to see that all of it runs")
-    parser.add_argument("--only", default="", help="models with commas between; all where absent")
+    parser.add_argument("--only", default="", help="models, starts, outside, with commas between; all where absent")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of every peer")
     parser.add_argument("--flags", default="", help="further flags of `darkroom serve`")
     parser.add_argument("--folder", type=Path, help="where checkpoints and conversions are kept; a folder that is deleted afterwards where absent")
     options = parser.parse_args()
     plan = FULL if options.full else TINY if options.tiny else QUICK
-    wanted = options.only.split(",") if options.only else ["demo-xl", "demo-3.5", "half-xl", "full-xl", "starts"]
+    wanted = options.only.split(",") if options.only else ["demo-xl", "demo-3.5", "half-xl", "full-xl", "starts", "outside"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -227,6 +235,8 @@ def main() -> None:
                 bench.measure(work)
         if "starts" in wanted:
             bench.starts(1 if options.tiny else 3)
+        if "outside" in wanted:
+            bench.outside_nets()
         if options.full and "full-xl" in wanted:
             bench.full_size()
         if bench.gemm:

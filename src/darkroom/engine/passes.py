@@ -51,14 +51,17 @@ class Decode(nn.Module):
 
 
 class UNet(nn.Module):
-    """SDXL's UNet: x [n, c, h, w], t [n], text [n, tokens, d], pooled [n, p], time ids [n, 6] to what it predicts [n, c, h, w]."""
+    """SDXL's UNet: x [n, c, h, w], t [n], text [n, tokens, d], pooled [n, p], sides [n, 2] (height and width in pixels) to what it
+    predicts [n, c, h, w]."""
 
     def __init__(self, unet: Any):
         super().__init__()
         self.unet = unet
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, pooled: torch.Tensor, time_ids: torch.Tensor) -> torch.Tensor:
-        added = {"text_embeds": pooled, "time_ids": time_ids}
+    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, pooled: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+        # original size, crop, target size; the size asked for stands for both, as in diffusers' own defaults
+        added = {"text_embeds": pooled, "time_ids": torch.cat([sides, torch.zeros_like(sides), sides], dim=1)}
+        x = x.contiguous(memory_format=torch.channels_last)
         return self.unet(x, t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
 
 
@@ -78,7 +81,7 @@ class KeyedUNet(UNet):
     def width(self) -> int:
         return sum(layer.to_k.out_features + layer.to_v.out_features for layer in self._layers)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, pooled: torch.Tensor, time_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, pooled: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
         before = [layer.processor for layer in self._layers]
         try:
             start = 0
@@ -86,7 +89,7 @@ class KeyedUNet(UNet):
                 keys, values = (text[..., start + i * layer.inner_kv_dim : start + (i + 1) * layer.inner_kv_dim] for i in (0, 1))
                 layer.processor = _KeysGiven(keys, values)
                 start += 2 * layer.inner_kv_dim
-            return super().forward(x, t, text, pooled, time_ids)
+            return super().forward(x, t, text, pooled, sides)
         finally:
             for layer, processor in zip(self._layers, before, strict=True):
                 layer.processor = processor

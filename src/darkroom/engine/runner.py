@@ -118,10 +118,11 @@ class Runner:
 
     def _step(self, samples: tuple[Sample, ...]) -> None:
         states: list[State] = [sample.state for sample in samples]
-        row = self._rows(samples)
+        rows = self._rows(samples)
+        coefficients = samplers.columns(rows)
         x = torch.cat([state.latents for state in states])
-        out = self._guided(samples, x * row[:, samplers.C_IN].view(-1, 1, 1, 1), row[:, samplers.T])
-        x, denoised = samplers.advance(x, out, row, self._before(samples, states), self._noise(samples, states))
+        out = self._guided(samples, x * coefficients[samplers.C_IN], rows[:, samplers.T])
+        x, denoised = samplers.advance(x, out, coefficients, self._before(samples, states), self._noise(samples, states))
         for i, state in enumerate(states):
             state.latents, state.denoised = x[i : i + 1], denoised[i : i + 1]
 
@@ -130,9 +131,9 @@ class Runner:
         """Pictures [h, w, 3] uint8 of finished Samples of one size; None for one that is not finite."""
         with self._beside(self._fast):
             pictures = self._fast.decode(torch.cat([sample.state.latents for sample in samples]))
-            finite = torch.isfinite(pictures).flatten(1).all(dim=1).tolist()
-            pixels = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-        return [(p * 255).round().astype(np.uint8) if ok else None for p, ok in zip(pixels, finite, strict=True)]
+            finite = pictures.sum((1, 2, 3)).isfinite().tolist()  # in one reading: what is not finite stays so in any sum
+            pixels = pictures.div_(2).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [np.ascontiguousarray(p) if ok else None for p, ok in zip(pixels, finite, strict=True)]
 
     def preview(self, sample: Sample) -> bytes:
         """A JPEG of what the picture of a Sample that has stepped would be by now."""
@@ -186,8 +187,11 @@ class Runner:
         if not guided:
             return out
         unconditional, conditional = out[:guided], out[guided:]
+        if guided == len(conditional):
+            return conditional.sub_(unconditional).mul_(company.cfg).add_(unconditional)
         which = rows[:guided]
-        return conditional.index_copy(0, which, unconditional + company.cfg * (conditional[which] - unconditional))
+        difference = conditional[which].sub_(unconditional)
+        return conditional.index_copy_(0, which, difference.mul_(company.cfg).add_(unconditional))
 
     def _company_of(self, samples: tuple[Sample, ...]) -> _Company:
         if self._company is None or self._company.samples != samples:

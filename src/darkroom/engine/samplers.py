@@ -59,17 +59,21 @@ def preconditioning(sigmas: np.ndarray, prediction_type: str) -> np.ndarray:
 
 
 def advance(
-    x: torch.Tensor, out: torch.Tensor, row: torch.Tensor, before: torch.Tensor | None, noise: torch.Tensor | None
+    x: torch.Tensor, out: torch.Tensor, coefficients: torch.Tensor, before: torch.Tensor | None, noise: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of every row: (x', denoised), both fp32 [n, c, h, w].
+    """One step of every row: (x', denoised), both fp32 [n, c, h, w]; in the places of x and of out.
 
-    row [n, 8] holds the coefficients; before and noise may be None where no row has C or D.
+    coefficients [8, n, 1, 1, 1], as `columns` gives them; before and noise may be None where no row has C or D.
     """
-    c_skip, c_out, a, b, c, d = (row[:, i].view(-1, 1, 1, 1) for i in (C_SKIP, C_OUT, A, B, C, D))
-    denoised = c_skip * x + c_out * out
-    x = a * x + b * denoised
+    denoised = out.mul_(coefficients[C_OUT]).add_(coefficients[C_SKIP] * x)
+    x.mul_(coefficients[A]).add_(coefficients[B] * denoised)
     if before is not None:
-        x = x + c * before
+        x.add_(coefficients[C] * before)
     if noise is not None:
-        x = x + d * noise
+        x.add_(coefficients[D] * noise)
     return x, denoised
+
+
+def columns(rows: torch.Tensor) -> torch.Tensor:
+    """The coefficients of each row [n, 8] such that each of the eight is laid over pictures: [8, n, 1, 1, 1]."""
+    return rows.t()[..., None, None, None]

@@ -112,7 +112,7 @@ class SDXL:
         text = self._keyed.width if self._keyed else unet.cross_attention_dim
         pooled = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
         rows, tokens = -1, self._tokenizers[0].model_max_length
-        shapes = ((rows, unet.in_channels, -1, -1), (rows,), (rows, tokens, text), (rows, pooled), (rows, 6))
+        shapes = ((rows, unet.in_channels, -1, -1), (rows,), (rows, tokens, text), (rows, pooled), (rows, 2))
         return {
             KEYED if self._keyed else "unet": Pass(self._keyed or modules["unet"], shapes),
             "decode": Pass(modules["decode"], ((rows, self.latent_channels, -1, -1),)),
@@ -161,10 +161,8 @@ class SDXL:
         return (z.float() - self._shift) * self._scale
 
     def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
-        # original size, crop, target size; the size asked for stands for both, as in diffusers' own defaults
-        time_ids = torch.cat([sides, torch.zeros_like(sides), sides], dim=1).to(self.dtype)
         run = self._runs.get(KEYED, self._runs["unet"])
-        return run(x.contiguous(memory_format=torch.channels_last), t, text.hidden, text.pooled, time_ids).float()
+        return run(x, t, text.hidden, text.pooled, sides.to(self.dtype)).float()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         z = (latents / self._scale + self._shift).to(self._vae_dtype, memory_format=torch.channels_last)
