@@ -71,8 +71,11 @@ class Family(Protocol):
         """One forward pass: x [n, c, h, w] in the nets' dtype, t [n] and sides [n, 2] (height and width in pixels) in fp32, text
         of n rows; fp32 out."""
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [n, c, h, w] to pictures [n, 3, 8h, 8w] in -1..1, fp32, not clamped."""
+    def decode(self, latents: torch.Tensor, tile: int = 0) -> torch.Tensor:
+        """Latents [n, c, h, w] to pictures [n, 3, 8h, 8w] in -1..1, fp32, not clamped; in tiles of so many pixels where not 0."""
+
+    def decode_bytes(self) -> int:
+        """About what decoding takes beside the weights, for each pixel."""
 
     def from_kohya(self, layers: Layers) -> Layers:
         """A LoRA's layers by kohya's names to `net.module` of `nets`. Raises Unfit (`lora_header.py`) or what diffusers' converter raises."""

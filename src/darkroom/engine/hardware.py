@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -35,6 +33,11 @@ def room_for_weights(gigabytes: float, device: torch.device) -> int:
     return int(gigabytes * 1e9 or BUDGET * _memory_of(device))
 
 
+def room_for_decodes(device: torch.device) -> int:
+    """Bytes that decoding may take beside the weights: what no budget of weights counts on."""
+    return int((1 - BUDGET) * _memory_of(device))
+
+
 def _memory_of(device: torch.device) -> int:
     """Bytes of memory that the device has in all."""
     if device.type == "cuda":
@@ -50,8 +53,9 @@ def empty_cache(device: torch.device) -> None:
 
 
 def use_threads(count: int) -> int:
-    """Set the CPU threads of a forward pass; 0 leaves the choice to torch (a core each, or OMP_NUM_THREADS). How many they are."""
-    if count:
+    """Set the CPU threads of a forward pass in this thread, and in those that begin later; 0 leaves the choice to torch (a core
+    each, or OMP_NUM_THREADS). How many they are."""
+    if count and count != torch.get_num_threads():  # to set them takes 0.03 ms, whatever they were
         torch.set_num_threads(count)
     return torch.get_num_threads()
 
@@ -61,17 +65,6 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()  # from other memory the copy would not be asynchronous
     return tensor.to(device, non_blocking=True)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Operations of PyTorch in this context take so many CPU threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _best() -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,13 @@ import torch
 from darkroom.engine import preview, samplers
 from darkroom.engine.backend import Fast
 from darkroom.engine.family import Family, Plan, Text
-from darkroom.engine.hardware import empty_cache, threads, to_device
+from darkroom.engine.hardware import empty_cache, room_for_decodes, to_device, use_threads
 from darkroom.engine.loras import Loras, LoraSet, laid
 from darkroom.engine.sample import Batch, LoraKey, Sample
 from darkroom.types import Lora, Params
 
 PROMPT_BYTES = 320e6  # of encoded prompts kept; in fp32 an SDXL one takes 0.6 MB (as keys and values 51 MB), an SD 3.x one 5.5 MB
+LEAST_TILE = 256  # pixels a side; tiles are in multiples of it
 
 
 @dataclass
@@ -72,11 +73,17 @@ class Runner:
     """The only user of the nets. Noise is drawn on the CPU in fp32, a generator for each Sample, so that a seed gives the
     same noise on every device and in any company."""
 
-    def __init__(self, family: Family, lora_folder: Path = Path("loras"), max_lora_bytes: int = 0, fast: Fast | None = None):
-        """fast is for Samples without LoRAs, since those are laid over the modules."""
+    def __init__(
+        self, family: Family, lora_folder: Path = Path("loras"), max_lora_bytes: int = 0, fast: Fast | None = None,
+        threads: int | None = None, decode_room: int | None = None,
+    ):  # fmt: skip
+        """fast is for Samples without LoRAs, since those are laid over the modules. threads: of PyTorch on the CPU; as many as now
+        where None. decode_room: bytes that decoding may take beside the weights; by the device's memory where None."""
         self.family = family
         self._fast: Family = fast.family if fast else family
         self._apart = fast is not None and fast.apart
+        self._threads = threads or torch.get_num_threads()
+        self._decode_room = room_for_decodes(family.device) if decode_room is None else decode_room
         copies = 2 if self._apart else 1
         self._net_bytes = copies * sum(tensor.nbytes for net in family.nets().values() for tensor in (*net.parameters(), *net.buffers()))
         self._loras = Loras(family, lora_folder, max_lora_bytes)
@@ -103,6 +110,7 @@ class Runner:
     def prepare(self, sample: Sample, plan: Plan) -> None:
         """Load the LoRAs of a Sample, encode its text and image, draw its start. Raises Invalid or Unavailable for a LoRA."""
         params, loras = sample.params, self._loras.fetch(sample.key.loras)
+        use_threads(self._threads)  # text encoders are PyTorch's
         with laid(loras.encoders):
             text = self._encode(params.prompt, loras)
             negative = self._encode(params.negative_prompt, loras, like=text) if sample.rows == 2 else None
@@ -113,7 +121,8 @@ class Runner:
     def denoise(self, batch: Batch) -> None:
         """One forward pass and one sampler step for every Sample of the batch."""
         loras = batch.samples[0].state.loras  # one key, so all have the same
-        with laid(loras.denoiser), self._beside(self._family(loras)):
+        self._take_threads(self._family(loras))
+        with laid(loras.denoiser):
             self._step(batch.samples)
 
     def _step(self, samples: tuple[Sample, ...]) -> None:
@@ -128,11 +137,22 @@ class Runner:
 
     @torch.inference_mode()
     def decode(self, samples: list[Sample]) -> list[np.ndarray | None]:
-        """Pictures [h, w, 3] uint8 of finished Samples of one size; None for one that is not finite."""
-        with self._beside(self._fast):
-            pictures = self._fast.decode(torch.cat([sample.state.latents for sample in samples]))
-            finite = pictures.sum((1, 2, 3)).isfinite().tolist()  # in one reading: what is not finite stays so in any sum
-            pixels = pictures.div_(2).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        """Pictures [h, w, 3] uint8 of finished Samples of one size, no more together than there is room for; None for one that
+        is not finite."""
+        self._take_threads(self._fast)
+        most, tile = self._portion(samples[0].params)
+        return [picture for i in range(0, len(samples), most) for picture in self._pictures(samples[i : i + most], tile)]
+
+    def _portion(self, params: Params) -> tuple[int, int]:
+        """How many pictures of this size may be decoded together; and, where there is no room for one, in tiles of what side."""
+        pixels = self._decode_room // self.family.decode_bytes()
+        tile = 0 if params.width * params.height <= pixels else max(LEAST_TILE, math.isqrt(pixels) // LEAST_TILE * LEAST_TILE)
+        return max(1, pixels // (params.width * params.height)), tile
+
+    def _pictures(self, samples: list[Sample], tile: int) -> list[np.ndarray | None]:
+        pictures = self._fast.decode(torch.cat([sample.state.latents for sample in samples]), tile)
+        finite = pictures.sum((1, 2, 3)).isfinite().tolist()  # in one reading: what is not finite stays so in any sum
+        pixels = pictures.div_(2).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         return [np.ascontiguousarray(p) if ok else None for p, ok in zip(pixels, finite, strict=True)]
 
     def preview(self, sample: Sample) -> bytes:
@@ -156,10 +176,10 @@ class Runner:
         """What runs Samples with these LoRAs."""
         return self.family if loras.denoiser else self._fast
 
-    def _beside(self, family: Family) -> AbstractContextManager[None]:
+    def _take_threads(self, family: Family) -> None:
         """PyTorch's threads spin for a while after each operation, and would slow down the threads of graphs: beside these it
         takes one."""
-        return threads(1) if self._apart and family is self._fast else nullcontext()
+        use_threads(1 if self._apart and family is self._fast else self._threads)
 
     def _start(self, params: Params, plan: Plan, generator: torch.Generator) -> torch.Tensor:
         scale = self.family.latent_scale

@@ -63,7 +63,8 @@ class SD3:
         self.latent_channels = self.transformer.config.in_channels
         self.latent_scale = _latent_scale(self.vae)
         self._patch = self.latent_scale * self.transformer.config.patch_size  # in pixels
-        self._modules = {"transformer": Transformer(self.transformer), "encode": Encode(self.vae), "decode": Decode(self.vae)}
+        self._decoder = Decode(self.vae)
+        self._modules = {"transformer": Transformer(self.transformer), "encode": Encode(self.vae), "decode": self._decoder}
         self._runs: dict[str, Run] = dict(self._modules)
 
     @classmethod
@@ -151,10 +152,14 @@ class SD3:
     def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
         return self._runs["transformer"](x, t, text.hidden, text.pooled).float()
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, tile: int = 0) -> torch.Tensor:
         config = self.vae.config  # its force_upcast is SDXL's inheritance: SD 3.x's autoencoder does not overflow in fp16
         z = latents / config.scaling_factor + config.shift_factor
-        return self._runs["decode"](z.to(self.vae.dtype, memory_format=torch.channels_last)).float()
+        z = z.to(self.vae.dtype, memory_format=torch.channels_last)
+        return (self._decoder.tiled(z, tile) if tile else self._runs["decode"](z)).float()
+
+    def decode_bytes(self) -> int:
+        return self._decoder.pixel_bytes()
 
     def from_kohya(self, layers: Layers) -> Layers:
         return sd3_from_kohya(layers, self._nets)

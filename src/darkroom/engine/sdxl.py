@@ -70,7 +70,8 @@ class SDXL:
         self.latent_scale = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self._shift, self._scale = _latent_statistics(self.vae.config, device)
         self._keyed = KeyedUNet(self.unet) if keyable(self.unet) else None
-        self._modules = {"unet": UNet(self.unet), "encode": Encode(self.vae), "decode": Decode(self.vae)}
+        self._decoder = Decode(self.vae)
+        self._modules = {"unet": UNet(self.unet), "encode": Encode(self.vae), "decode": self._decoder}
         self._runs: dict[str, Run] = dict(self._modules)
 
     @classmethod
@@ -164,9 +165,12 @@ class SDXL:
         run = self._runs.get(KEYED, self._runs["unet"])
         return run(x, t, text.hidden, text.pooled, sides.to(self.dtype)).float()
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, tile: int = 0) -> torch.Tensor:
         z = (latents / self._scale + self._shift).to(self._vae_dtype, memory_format=torch.channels_last)
-        return self._runs["decode"](z).float()
+        return (self._decoder.tiled(z, tile) if tile else self._runs["decode"](z)).float()
+
+    def decode_bytes(self) -> int:
+        return self._decoder.pixel_bytes()
 
     def from_kohya(self, layers: Layers) -> Layers:
         return sdxl_from_kohya(layers, self._nets)

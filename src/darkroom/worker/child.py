@@ -52,15 +52,17 @@ def _build(order: Order, send: Callable[[Any], None], inbox: queue.SimpleQueue[M
 
     device, dtype = choose(order.device, order.dtype)
     budget = room_for_weights(order.memory_budget, device)
-    backends = Backends(order.backend, order.graphs, budget, order.exact, use_threads(order.threads))
-    residents = Residents({card.name: _source(card, order, backends) for card in order.cards}, budget)
+    threads = use_threads(order.threads)
+    backends = Backends(order.backend, order.graphs, budget, order.exact, threads)
+    residents = Residents({card.name: _source(card, order, backends, threads) for card in order.cards}, budget)
     cost = CostModel(order.costs)
     engine = Engine(residents, cost, order.max_rows, order.exact, started=lambda job_id: send(Started(job_id)), inbox=inbox)
     residents.preload(order.preload)
     return engine, cost, lambda: _state(residents, str(device), str(dtype).removeprefix("torch."))
 
 
-def _source(card: ModelCard, order: Order, backends: Any) -> Source:
+def _source(card: ModelCard, order: Order, backends: Any, threads: int) -> Source:
+    from darkroom.engine.hardware import use_threads
     from darkroom.engine.load import bytes_needed, load_family
     from darkroom.engine.runner import Runner
 
@@ -69,9 +71,10 @@ def _source(card: ModelCard, order: Order, backends: Any) -> Source:
         return weights if backends.obstacle(weights, order.device, order.dtype) else 2 * weights  # PyTorch's and the graphs'
 
     def load(tell: Callable[[float], None]) -> Runner:
+        use_threads(threads)  # this thread began with what the engine's had just then
         family = load_family(card, order.device, order.dtype, lambda part: tell(0.5 * part))
         fast = backends.accelerate(family, card, lambda part: tell(0.5 + 0.5 * part))
-        return Runner(family, order.loras, order.max_lora_bytes, fast)
+        return Runner(family, order.loras, order.max_lora_bytes, fast, threads)
 
     return Source(needed, load)
 
