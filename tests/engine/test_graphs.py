@@ -112,6 +112,18 @@ def test_a_shape_that_keeps_coming_gets_a_graph_of_its_own(sdxl: FastLab, tmp_pa
     assert graph(*seldom).shape == seldom[0].shape
 
 
+def test_a_shape_gets_its_graph_at_once_where_that_is_asked_for(sdxl: FastLab, tmp_path: Path) -> None:
+    one = sdxl.lab.family.passes()["keyed_unet"]
+    tensors = one.example(2, 16, 16)
+    graph, unfixed = (open_graphs({"unet": one}, tmp_path / "graphs", fixed=fixed)["unet"] for fixed in (True, False))
+    first = graph(*tensors)
+    for either in (graph, unfixed):
+        either.settle(*tensors)
+    assert graph.fixed_shapes == [tuple(tuple(tensor.shape) for tensor in tensors)]
+    assert unfixed.fixed_shapes == []
+    assert torch.allclose(graph(*tensors), first, rtol=1e-3, atol=1e-4)
+
+
 def test_graphs_for_one_shape_are_bounded(sdxl: FastLab, tmp_path: Path) -> None:
     one = sdxl.lab.family.passes()["decode"]
     open_graphs({"decode": one}, tmp_path / "graphs")

@@ -79,6 +79,13 @@ class Graph:
         self._fixed.move_to_end(shapes)
         return _run(fixed.request, inputs)
 
+    def settle(self, *tensors: torch.Tensor) -> None:
+        """Give the shapes of these tensors a graph of their own now, where they may have one."""
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        if shapes not in self._fixed and not self._compiling and self._has_room():
+            self._fix(shapes)
+            self._take_over()
+
     def _run_any(self, inputs: Mapping[int, Any], shapes: Shapes) -> torch.Tensor:
         start = time.perf_counter()
         out = _run(self._any, inputs)
@@ -95,7 +102,7 @@ class Graph:
         return bool(self._fixed) and time.monotonic() - next(iter(self._fixed.values())).used > self._idle
 
     def _fix(self, shapes: Shapes) -> None:
-        """Thread: compile a graph for these shapes and hand it over."""
+        """Mostly on a thread: compile a graph for these shapes and hand it over."""
         start, request = time.perf_counter(), None
         try:
             model = self._model.clone()
