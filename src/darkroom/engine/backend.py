@@ -27,7 +27,7 @@ from darkroom.types import ModelCard
 log = structlog.get_logger("engine")
 
 EAGER, OPENVINO, COMPILE = "eager", "openvino", "compile"
-LAYOUT = 2  # of the graphs: another number makes those on the disk stale
+LAYOUT = 3  # of the graphs: another number makes those on the disk stale
 DEMANDED = "the setting backend says so"
 CHOICE = "choice.json"
 PROBE = 2, 32, 32  # rows and latent sides of the measurement: a guided picture of 256 x 256

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,9 @@ class Graph:
         """threads: 0 takes a thread for each core. most_fixed: shapes that may have graphs of their own; one that has not run for
         `idle` seconds gives its place to another."""
         self._core, self._options = core, OPTIONS | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-        self._model = core.read_model(file)
-        self._any = self._compile(self._model, CACHE_DIR=str(file.parent / "compiled"))  # a file as large as the weights saves seconds
+        own = _fixed_form(file)
+        self._fixed_file = own if own.exists() else file
+        self._any = self._compile(core.read_model(file), CACHE_DIR=str(file.parent / "compiled"))  # a file as large as the weights saves seconds
         self._idle, self._most_fixed = idle, min(most_fixed, int(FIXED_BYTES / file.with_suffix(".bin").stat().st_size))
         self._fixed: OrderedDict[Shapes, _Fixed] = OrderedDict()  # the least recently used first
         self._spent: Counter[Shapes] = Counter()  # seconds by shape in the graph for any
@@ -105,7 +105,7 @@ class Graph:
         """Mostly on a thread: compile a graph for these shapes and hand it over."""
         start, request = time.perf_counter(), None
         try:
-            model = self._model.clone()
+            model = self._core.read_model(self._fixed_file)
             model.reshape(dict(enumerate(ov.PartialShape(list(shape)) for shape in shapes)))
             request = self._compile(model)
         except Exception as error:
@@ -127,6 +127,12 @@ class Graph:
 
     def _compile(self, model: ov.Model, **further: Any) -> Any:
         return self._core.compile_model(model, "CPU", self._options | further).create_infer_request()
+
+
+def _fixed_form(file: Path) -> Path:
+    """Beside a graph's file that of which graphs for one shape are made, where it is another: what is fast with shapes that are known
+    (`norms.py`) is slower to load and to run where they are not."""
+    return file.with_name(f"{file.stem}-fixed.xml")
 
 
 def _run(request: Any, inputs: Mapping[int, Any]) -> torch.Tensor:
@@ -154,7 +160,11 @@ def _convert_all(passes: Mapping[str, Pass], folder: Path, tell: Callable[[float
     partial.mkdir(parents=True)
     try:
         for done, (name, one) in enumerate(passes.items(), 1):
-            ov.save_model(_convert(one), partial / f"{name}.xml", compress_to_fp16=False)
+            file = partial / f"{name}.xml"
+            ov.save_model(_convert(one), file, compress_to_fp16=False)
+            if isinstance(one.module, UNet) and file.with_suffix(".bin").stat().st_size <= FIXED_BYTES:  # an autoencoder gains nothing by it
+                with channelwise(one.module):
+                    ov.save_model(_convert(one), _fixed_form(file), compress_to_fp16=False)
             tell(done / len(passes))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
@@ -169,8 +179,7 @@ def _convert(one: Pass) -> ov.Model:
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     frontend: Any = FrontEndManager().load_by_framework("pytorch")
-    rewritten = channelwise(one.module) if isinstance(one.module, UNet) else nullcontext()  # an autoencoder gains nothing by it
-    with rewritten, warnings.catch_warnings(action="ignore", category=torch.jit.TracerWarning):  # of checks that hold for every size
+    with warnings.catch_warnings(action="ignore", category=torch.jit.TracerWarning):  # of checks that hold for every size
         decoder = TorchScriptPythonDecoder(one.module.eval(), example_input=one.example(*TRACED))
     model = frontend.convert(frontend.load(decoder))
     model.reshape(dict(enumerate(ov.PartialShape(list(shape)) for shape in one.shapes)))
