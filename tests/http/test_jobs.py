@@ -139,7 +139,7 @@ def test_a_job_that_cannot_begin_in_time_ends_with_504(server: Server) -> None:
 
 
 def test_positions_and_times_are_told_while_jobs_wait(server: Server) -> None:
-    jobs = [server.generate(headers=LATER, steps=30, width=512, height=512).json()["id"] for _ in range(4)]
+    jobs = [server.generate(headers=LATER, **LONG).json()["id"] for _ in range(4)]
     running(server, jobs[0])
     shown = [job for job in get(server, "?limit=4").json()["data"] if job["id"] in jobs]
     waiting = [job for job in shown if job["queue"]]
@@ -149,7 +149,7 @@ def test_positions_and_times_are_told_while_jobs_wait(server: Server) -> None:
     assert places[0] >= 1
     assert all(job["queue"]["seconds_to_finish"] > 0 for job in waiting)
     active = [job for job in shown if job["status"] == "running" and job["progress"]]
-    assert all(0 < job["progress"]["step"] <= job["progress"]["of"] == 30 for job in active)
+    assert all(0 < job["progress"]["step"] <= job["progress"]["of"] == 50 for job in active)
     for job_id in jobs:
         cancel(server, job_id)
 
@@ -187,15 +187,18 @@ def median_error(server: Server, mix: list[dict]) -> float:
 
 
 def test_a_key_that_floods_does_not_push_others_back(server: Server) -> None:
-    flood = [server.generate(headers=LATER, steps=30, width=256, height=256).json()["id"] for _ in range(60)]
-    running(server, flood[0])
     other = server.cli("key", "create", "--name", "other").stdout.split()[0].removeprefix("key=")
-    assert pixels(server.generate(steps=30, width=256, height=256, headers={"Authorization": f"Bearer {other}"})).shape == (256, 256, 3)
-    jobs = get(server, "?limit=61").json()["data"]
-    before = [job for job in jobs if job["id"] in flood and job["status"] == "finished"]
-    print(f"{len(before)} of 60 were finished before the other key's one")
+    flood = [server.generate(headers=LATER, steps=50, width=256, height=256).json()["id"] for _ in range(60)]
+    reply = server.generate(steps=30, width=256, height=256, headers={"Authorization": f"Bearer {other}"})
+    assert pixels(reply).shape == (256, 256, 3)
+    jobs = {job["id"]: job for job in get(server, "?limit=61").json()["data"]}
+    asked, answered = (jobs[reply.headers["X-Job-Id"]][time] for time in ("created_at", "ended_at"))
+    before = [job_id for job_id in flood if asked < (jobs[job_id]["ended_at"] or "") < answered]
+    waiting = [job_id for job_id in flood if not jobs[job_id]["ended_at"]]
+    print(f"{len(before)} were finished before the other key's one, {len(waiting)} of 60 were not yet")
+    assert waiting
     assert len(before) <= 20
-    for job_id in flood:
+    for job_id in waiting:
         cancel(server, job_id)
 
 

@@ -64,7 +64,7 @@ def test_pictures_are_searched_starred_and_deleted_together(page: Page, server: 
     for seed in (1, 2, 3):
         server.generate(prompt="a lonely snail on a purple background", seed=seed, cfg_scale=1)
     page.goto("/gallery")
-    page.get_by_label("Prompt").fill("snail purple")
+    page.get_by_role("searchbox", name="Prompt").fill("snail purple")
     snails = page.get_by_role("button", name=re.compile("^(?!Star|Choose).*snail"))
     expect(snails).to_have_count(3)
     page.get_by_role("button", name=re.compile("^Star .*snail")).first.click()
@@ -81,7 +81,7 @@ def test_pictures_are_searched_starred_and_deleted_together(page: Page, server: 
 def test_a_picture_is_opened_and_taken_to_the_playground(page: Page, server: Server) -> None:
     server.generate(prompt="a lonely crab on a pink background", seed=11, steps=12)
     page.goto("/gallery")
-    page.get_by_label("Prompt").fill("crab")
+    page.get_by_role("searchbox", name="Prompt").fill("crab")
     page.get_by_role("button", name=re.compile("^(?!Star|Choose).*crab")).click()
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_text("a lonely crab on a pink background").first).to_be_visible()
