@@ -187,7 +187,7 @@ class Engine:
         for sample in batch.samples:
             if not sample.prepared and not self._prepare(sample):
                 self.scheduler.cancel(sample.id)
-        batch = Batch(tuple(sample for sample in batch.samples if sample.prepared))
+                batch = Batch(tuple(other for other in batch.samples if other is not sample))
         if not batch.samples:
             return 0.0
         start = self._clock()

@@ -44,11 +44,13 @@ class State:
 
 @dataclass(frozen=True)
 class _Company:
-    """What a pass takes that stays the same while the same Samples step together.
+    """What a pass takes that is known from the start for as long as the same Samples step together.
 
     ONE index list gathers latents, timesteps, texts and sizes alike: the unconditional rows of the guided Samples, then a
     conditional row of every Sample. rows [n]: which Sample each row is of; the first `guided` are unconditional. cfg [guided, 1, 1, 1];
-    text: of each row; sides [n, 2]: height and width of each row, fp32.
+    text: of each row; sides [n, 2]: height and width of each row, fp32. Of the steps until the first Sample is through, `first` being
+    where samples[0] is in its own: t [steps, n] of each row; coefficients [steps, samples, 8]; and, on the host, who wants what
+    (by step and Sample): the denoised of the step before, fresh noise.
     """
 
     samples: tuple[Sample, ...]
@@ -57,6 +59,11 @@ class _Company:
     cfg: torch.Tensor
     text: Text
     sides: torch.Tensor
+    first: int
+    t: torch.Tensor
+    coefficients: torch.Tensor
+    before: list[list[bool]]
+    noise: list[list[bool]]
 
     @classmethod
     def of(cls, samples: tuple[Sample, ...], device: torch.device) -> _Company:
@@ -66,7 +73,13 @@ class _Company:
         texts = [samples[i].state.negative for i in guided] + [sample.state.text for sample in samples]
         text = Text(torch.cat([text.hidden for text in texts]), torch.cat([text.pooled for text in texts]))
         sides = torch.tensor([[samples[i].params.height, samples[i].params.width] for i in index], dtype=torch.float32)
-        return cls(samples, to_device(torch.tensor(index), device), len(guided), to_device(cfg, device), text, to_device(sides, device))
+        steps = min(sample.remaining for sample in samples)
+        table = np.stack([sample.state.plan.table[sample.step : sample.step + steps] for sample in samples], axis=1)
+        return cls(
+            samples, to_device(torch.tensor(index), device), len(guided), to_device(cfg, device), text, to_device(sides, device),
+            samples[0].step, to_device(torch.from_numpy(table[:, index, samplers.T]), device), to_device(torch.from_numpy(table), device),
+            (table[..., samplers.C] != 0).tolist(), (table[..., samplers.D] != 0).tolist(),
+        )  # fmt: skip
 
 
 class Runner:
@@ -127,13 +140,16 @@ class Runner:
 
     def _step(self, samples: tuple[Sample, ...]) -> None:
         states: list[State] = [sample.state for sample in samples]
-        rows = self._rows(samples)
-        coefficients = samplers.columns(rows)
+        company = self._company_of(samples)
+        step = samples[0].step - company.first
+        coefficients = samplers.columns(company.coefficients[step])
         x = torch.cat([state.latents for state in states])
-        out = self._guided(samples, x * coefficients[samplers.C_IN], rows[:, samplers.T])
-        x, denoised = samplers.advance(x, out, coefficients, self._before(samples, states), self._noise(samples, states))
-        for i, state in enumerate(states):
-            state.latents, state.denoised = x[i : i + 1], denoised[i : i + 1]
+        out = self._guided(company, x * coefficients[samplers.C_IN], company.t[step])
+        before = _before(states) if any(company.before[step]) else None
+        noise = self._noise(states, company.noise[step]) if any(company.noise[step]) else None
+        x, denoised = samplers.advance(x, out, coefficients, before, noise)
+        for state, latents, clean in zip(states, x.chunk(len(states)), denoised.chunk(len(states)), strict=True):
+            state.latents, state.denoised = latents, clean
 
     @torch.inference_mode()
     def decode(self, samples: list[Sample]) -> list[np.ndarray | None]:
@@ -190,51 +206,41 @@ class Runner:
             latents = latents + plan.noise * noise
         return latents
 
-    def _rows(self, samples: tuple[Sample, ...]) -> torch.Tensor:
-        """The coefficients of each Sample's current step [n, 8]: one copy to the device."""
-        table = np.stack([sample.state.plan.table[sample.step] for sample in samples])
-        return to_device(torch.from_numpy(table), self.family.device)
-
-    def _guided(self, samples: tuple[Sample, ...], x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def _guided(self, company: _Company, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): unconditional + cfg * (conditional - unconditional)."""
-        company = self._company_of(samples)
-        rows, guided = company.rows, company.guided
-        out = self._family(samples[0].state.loras).denoise(x[rows].to(self.family.dtype), t[rows], company.text, company.sides)
+        rows, guided, samples = company.rows, company.guided, company.samples
+        family = self._family(samples[0].state.loras)
+        out = family.denoise(x.index_select(0, rows).to(family.dtype), t, company.text, company.sides)
         if not guided:
             return out
+        if guided == len(samples):
+            unconditional, conditional = out.chunk(2)
+            return torch.lerp(unconditional, conditional, company.cfg)
         unconditional, conditional = out[:guided], out[guided:]
-        if guided == len(conditional):
-            return conditional.sub_(unconditional).mul_(company.cfg).add_(unconditional)
         which = rows[:guided]
-        difference = conditional[which].sub_(unconditional)
-        return conditional.index_copy_(0, which, difference.mul_(company.cfg).add_(unconditional))
+        return conditional.index_copy_(0, which, torch.lerp(unconditional, conditional.index_select(0, which), company.cfg))
 
     def _company_of(self, samples: tuple[Sample, ...]) -> _Company:
         if self._company is None or self._company.samples != samples:
             self._company = _Company.of(samples, self.family.device)
         return self._company
 
-    def _before(self, samples: tuple[Sample, ...], states: list[State]) -> torch.Tensor | None:
-        """The denoised of the step before, where a multistep method wants it (a row without one weighs it by 0)."""
-        if not any(sample.state.plan.table[sample.step, samplers.C] for sample in samples):
-            return None
-        return torch.cat([state.latents if state.denoised is None else state.denoised for state in states])
-
-    def _noise(self, samples: tuple[Sample, ...], states: list[State]) -> torch.Tensor | None:
+    def _noise(self, states: list[State], wants: list[bool]) -> torch.Tensor:
         """Fresh noise of the ancestral rows, each from its own generator; the other rows draw nothing."""
-        wants = [bool(sample.state.plan.table[sample.step, samplers.D]) for sample in samples]
-        if not any(wants):
-            return None
-        rows = [torch.zeros(state.latents.shape) for state in states]
-        for i in (i for i, want in enumerate(wants) if want):
-            rows[i] = torch.randn(rows[i].shape, generator=states[i].generator)
+        rows = [torch.randn(state.latents.shape, generator=state.generator) if want else torch.zeros(state.latents.shape)
+                for state, want in zip(states, wants, strict=True)]  # fmt: skip
         return to_device(torch.cat(rows), self.family.device)
+
+
+def _before(states: list[State]) -> torch.Tensor:
+    """The denoised of the step before, where a multistep method wants it (a row without one weighs it by 0)."""
+    return torch.cat([state.latents if state.denoised is None else state.denoised for state in states])
 
 
 def _to_pixels(pictures: torch.Tensor) -> list[np.ndarray | None]:
     """Each of [n, 3, h, w] in -1..1, which is spent, as [h, w, 3] uint8; None for one that is not finite."""
     finite = pictures.sum((1, 2, 3)).isfinite().tolist()  # in one reading: what is not finite stays so in any sum
-    pixels = pictures.div_(2).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    pixels = pictures.add_(1).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [np.ascontiguousarray(p) if ok else None for p, ok in zip(pixels, finite, strict=True)]
 
 

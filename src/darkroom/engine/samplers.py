@@ -59,21 +59,21 @@ def preconditioning(sigmas: np.ndarray, prediction_type: str) -> np.ndarray:
 
 
 def advance(
-    x: torch.Tensor, out: torch.Tensor, coefficients: torch.Tensor, before: torch.Tensor | None, noise: torch.Tensor | None
+    x: torch.Tensor, out: torch.Tensor, coefficients: tuple[torch.Tensor, ...], before: torch.Tensor | None, noise: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One step of every row: (x', denoised), both fp32 [n, c, h, w]; in the places of x and of out.
 
-    coefficients [8, n, 1, 1, 1], as `columns` gives them; before and noise may be None where no row has C or D.
+    coefficients as `columns` gives them; before and noise may be None where no row has C or D.
     """
-    denoised = out.mul_(coefficients[C_OUT]).add_(coefficients[C_SKIP] * x)
-    x.mul_(coefficients[A]).add_(coefficients[B] * denoised)
+    denoised = out.mul_(coefficients[C_OUT]).addcmul_(x, coefficients[C_SKIP])
+    x.mul_(coefficients[A]).addcmul_(denoised, coefficients[B])
     if before is not None:
-        x.add_(coefficients[C] * before)
+        x.addcmul_(before, coefficients[C])
     if noise is not None:
-        x.add_(coefficients[D] * noise)
+        x.addcmul_(noise, coefficients[D])
     return x, denoised
 
 
-def columns(rows: torch.Tensor) -> torch.Tensor:
-    """The coefficients of each row [n, 8] such that each of the eight is laid over pictures: [8, n, 1, 1, 1]."""
-    return rows.t()[..., None, None, None]
+def columns(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The coefficients of each row [n, 8] such that each of the eight [n, 1, 1, 1] is laid over pictures."""
+    return rows.view(-1, 8, 1, 1, 1).unbind(1)

@@ -128,6 +128,10 @@ class Scheduler:
         if not self._samples:
             return None
         self._now = now
+        if len(self._samples) == len(self._loose) == 1:  # nobody to choose from
+            (leader,) = self._loose.values()
+            self._take_turn(leader)
+            return Batch((leader,))
         for sample in self._loose.values():
             insort(self._lines[sample.key, sample.rows][_line(sample)], _place(sample))
         leader = self._leader()
@@ -179,10 +183,12 @@ class Scheduler:
         firsts = self._firsts(self._turn) if self._turn_left > 0 else {}
         firsts = firsts or self._firsts()
         _, place, _ = min(firsts.values(), key=self._claim)
-        leader = place.sample
+        self._take_turn(place.sample)
+        return place.sample
+
+    def _take_turn(self, leader: Sample) -> None:
         if leader.key.model != self._turn or self._turn_left <= 0:
             self._turn, self._turn_left = leader.key.model, TURN * self._cost.step_seconds(leader.key, leader.rows)
-        return leader
 
     def _firsts(self, model: str | None = None) -> dict[str, _Head]:
         """The candidate of each party, of one model or of any."""
