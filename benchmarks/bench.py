@@ -13,8 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import loads
@@ -215,16 +217,26 @@ def picture_for(peer: peers.Peer, body: dict) -> dict:
     return body if isinstance(peer, peers.Call) else {field: value for field, value in body.items() if field != "picture"}
 
 
+def numbers(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    return lambda text: tuple(kind(part) for part in text.split(",") if part)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="all sizes and loads, and SDXL at full size; hours")
     parser.add_argument("--tiny", action="store_true", help="a few small pictures, to see that all of it runs")
     parser.add_argument("--only", default="", help="models, starts, outside, with commas between; all where absent")
+    parser.add_argument("--sides", type=numbers(int), help="pixels, with commas between, in place of those of the plan")
+    parser.add_argument("--loads", type=numbers(float), help="of Poisson, as parts of the plain server's capacity, likewise")
+    parser.add_argument("--rounds", type=int, help="likewise, of pictures and of loads")
+    parser.add_argument("--jobs", type=int, help="likewise, of each load of Poisson")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of every peer")
     parser.add_argument("--flags", default="", help="further flags of `darkroom serve`")
     parser.add_argument("--folder", type=Path, help="where checkpoints and conversions are kept; a folder that is deleted afterwards where absent")
     options = parser.parse_args()
     plan = FULL if options.full else TINY if options.tiny else QUICK
+    changes: dict[str, Any] = {"sides": options.sides, "poisson": options.loads, "rounds": options.rounds, "load_rounds": options.rounds, "jobs": options.jobs}
+    changes = {name: value for name, value in changes.items() if value is not None}
     wanted = options.only.split(",") if options.only else ["demo-xl", "demo-3.5", "half-xl", "full-xl", "starts", "outside"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
@@ -232,7 +244,7 @@ def main() -> None:
         bench, began = Bench(folder, Path(temporary), options.threads, shlex.split(options.flags)), time.perf_counter()
         for work in plan:
             if work.model in wanted:
-                bench.measure(work)
+                bench.measure(replace(work, **changes))
         if "starts" in wanted:
             bench.starts(1 if options.tiny else 3)
         if "outside" in wanted:
