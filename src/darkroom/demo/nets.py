@@ -13,7 +13,6 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTokenizer
 
-from .noise import ROLLED_STEPS, ROLLED_UNCONDITIONAL, UNCONDITIONAL, draw_noise, mislead
 from .pool import Batch
 from .vocabulary import LENGTH
 
@@ -72,59 +71,8 @@ class Nets(ABC):
         """Diffusers' own pipeline around these very nets."""
 
     @abstractmethod
-    def draw_levels(self, n: int, side: int, generator: torch.Generator) -> torch.Tensor:
-        """How noisy n pictures of this side are made, each: [n], in the family's own measure."""
-
-    @abstractmethod
-    def later(self, level: torch.Tensor) -> torch.Tensor:
-        """The levels [n] to which one of a sampler's thirty steps leads from these."""
-
-    @abstractmethod
-    def is_late(self, level: torch.Tensor) -> torch.Tensor:
-        """Where the picture is all but done, bool [n]."""
-
-    @abstractmethod
-    def mix(self, latents: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        """Latents and noise [n, c, h, w] at these levels [n]."""
-
-    @abstractmethod
-    def part(self, noisy: torch.Tensor, answer: torch.Tensor, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of what latents and noise `noisy` is a mix, if the denoiser's answer is right."""
-
-    @abstractmethod
-    def answer(
-        self, noisy: torch.Tensor, level: torch.Tensor, captions: list[str | None], side: int, generator: torch.Generator
-    ) -> torch.Tensor:
-        """The denoiser's, of rows with a caption and (None) without."""
-
-    @abstractmethod
-    def error(self, noisy: torch.Tensor, answer: torch.Tensor, level: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """How far the answer is off, where `noisy` should lead to these latents: a scalar."""
-
-    def loss(self, batch: Batch, generator: torch.Generator, rolled: float = 0.0) -> torch.Tensor:
-        """How far the denoiser is off on a batch, a scalar. rolled: with what probability where it led itself (`_rolled`)."""
-        level, noise = self.draw_levels(len(batch.captions), batch.side, generator), draw_noise(batch.latents, batch.side, generator)
-        noisy, blind = self.mix(batch.latents, noise, level), UNCONDITIONAL
-        if torch.rand(1, generator=generator) < rolled:
-            (noisy, level), blind = self._rolled(noisy, level, batch, generator), ROLLED_UNCONDITIONAL
-        told = mislead(batch.captions, self.is_late(level), generator)
-        seen = torch.rand(len(told), generator=generator) > blind
-        captions = [caption if kept else None for caption, kept in zip(told, seen.tolist(), strict=True)]
-        return self.error(noisy, self.answer(noisy, level, captions, batch.side, generator), level, batch.latents)
-
-    @torch.no_grad()
-    def _rolled(self, noisy: torch.Tensor, level: torch.Tensor, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where some guided steps lead from here, by these very weights, and the levels there. Guidance drives a picture to where
-        no noise added to one leads; taught there too, the denoiser finds the way back."""
-        steps, cfg = int(torch.randint(1, ROLLED_STEPS + 1, (1,), generator=generator)), self.cfg * (0.6 + 0.8 * torch.rand(1, generator=generator).item())
-        captions = [*batch.captions, *[None] * len(level)]
-        for _ in range(steps):
-            answers = self.answer(torch.cat([noisy, noisy]), torch.cat([level, level]), captions, batch.side, generator)
-            found, blind = answers.chunk(2)
-            latents, noise = self.part(noisy, blind + cfg * (found - blind), level)
-            level = self.later(level)
-            noisy = self.mix(latents, noise, level)
-        return noisy, level
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """How far the denoiser is off on a batch, a scalar."""
 
     def trained(self) -> list[torch.nn.Parameter]:
         """What the denoiser's training moves: it and the text encoders, in a fixed order."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 
 UNCONDITIONAL = 0.2  # part of the rows that are taught without their caption
-ROLLED_STEPS = 6  # guided steps of the denoiser itself, at most, that lead to where it is taught
-ROLLED_UNCONDITIONAL = 0.5  # part of the rows without their caption there: guidance takes both answers, and multiplies what they differ by
 
 
 def draw_noise(latents: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:

@@ -12,6 +12,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from .nets import Nets, Sizes, make_encoder, make_vae
+from .noise import UNCONDITIONAL, draw_noise, mislead
+from .pool import Batch
 from .vocabulary import LENGTH
 
 T5_TOKENS = 256  # zeros that stand for T5's, as diffusers and the engine lay them below CLIP's
@@ -20,8 +22,6 @@ PATCH = 4  # latents: 32 pixels, so that a picture of 512 is planned on a grid o
 GRID = 32  # patches a side at most
 LATE = 0.3  # sigma; image to image at control_strength 0.9 begins at 0.25
 SHIFT = 3.0  # of the sigmas when sampling
-LEAST = 0.01  # sigma in a division
-DONE = 0.2  # sigma below which an error of the latents, and not of the velocity, weighs the same: where guidance led, there is no velocity to meet
 
 
 class SD35(Nets):
@@ -48,40 +48,23 @@ class SD35(Nets):
             scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT),
         )  # fmt: skip
 
-    def draw_levels(self, n: int, side: int, generator: torch.Generator) -> torch.Tensor:
-        """Sigmas, 0 to 1."""
-        return draw_sigmas(n, side, generator)
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        n, side = len(batch.captions), batch.side
+        sigma, noise = draw_sigmas(n, side, generator), draw_noise(batch.latents, side, generator)
+        captions = mislead(batch.captions, sigma < LATE, generator)
+        keep = torch.rand(n, generator=generator) > UNCONDITIONAL
+        captions = [caption if kept else "" for caption, kept in zip(captions, keep.tolist(), strict=True)]
+        part = sigma.view(-1, 1, 1, 1)
+        noisy = (1 - part) * batch.latents + part * noise
+        return ((self._velocity(noisy, sigma, captions, generator) - (noise - batch.latents)) ** 2).mean()
 
-    def later(self, level: torch.Tensor) -> torch.Tensor:
-        even = level / (SHIFT - (SHIFT - 1) * level) - 1 / 30  # without the shift thirty steps are alike
-        return (SHIFT * even / (1 + (SHIFT - 1) * even)).clamp(min=LEAST)
-
-    def is_late(self, level: torch.Tensor) -> torch.Tensor:
-        return level < LATE
-
-    def mix(self, latents: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        part = level.view(-1, 1, 1, 1)
-        return (1 - part) * latents + part * noise
-
-    def part(self, noisy: torch.Tensor, answer: torch.Tensor, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        part = level.view(-1, 1, 1, 1)
-        return noisy - part * answer, noisy + (1 - part) * answer
-
-    def answer(
-        self, noisy: torch.Tensor, level: torch.Tensor, captions: list[str | None], side: int, generator: torch.Generator
-    ) -> torch.Tensor:
-        """The velocity, noise - latents."""
-        said = [caption or "" for caption in captions]
-        hidden, *pooled = self.encode(said)
-        words = 2 + max(len(ids) for ids in self.tokenizer(said, add_special_tokens=False).input_ids)
+    def _velocity(self, noisy: torch.Tensor, sigma: torch.Tensor, captions: list[str], generator: torch.Generator) -> torch.Tensor:
+        hidden, *pooled = self.encode(captions)
+        words = 2 + max(len(ids) for ids in self.tokenizer(captions, add_special_tokens=False).input_ids)
         chosen, counts = choose_tokens(min(words, LENGTH), generator)
         hidden = torch.cat([hidden[:, chosen], torch.zeros_like(hidden[:, :1])], 1)
         with collapsed(self.denoiser, torch.cat([counts, torch.tensor([T5_TOKENS])])):
-            return self.denoiser(noisy, hidden, torch.cat(pooled, -1), level * 1000, return_dict=False)[0]
-
-    def error(self, noisy: torch.Tensor, answer: torch.Tensor, level: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        part = level.view(-1, 1, 1, 1).clamp(min=LEAST)
-        return ((answer - (noisy - latents) / part) ** 2 * (part / DONE).clamp(max=1.0) ** 2).mean()
+            return self.denoiser(noisy, hidden, torch.cat(pooled, -1), sigma * 1000, return_dict=False)[0]
 
 
 def make_transformer(sizes: Sizes) -> Any:

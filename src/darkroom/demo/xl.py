@@ -10,6 +10,8 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DC
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from .nets import Nets, Sizes, make_encoder, make_vae
+from .noise import UNCONDITIONAL, draw_noise, mislead
+from .pool import Batch
 
 
 class XL(Nets):
@@ -34,41 +36,20 @@ class XL(Nets):
             force_zeros_for_empty_prompt=True, add_watermarker=False,
         )  # fmt: skip
 
-    def draw_levels(self, n: int, side: int, generator: torch.Generator) -> torch.Tensor:
-        """Timesteps, of 1000."""
-        return draw_times(n, side, generator)
-
-    def later(self, level: torch.Tensor) -> torch.Tensor:
-        return (level - STEP).clamp(min=1)
-
-    def is_late(self, level: torch.Tensor) -> torch.Tensor:
-        return level < LATE
-
-    def mix(self, latents: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        alpha = _alpha(level)
-        return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-
-    def part(self, noisy: torch.Tensor, answer: torch.Tensor, level: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        alpha = _alpha(level)
-        return (noisy - (1 - alpha).sqrt() * answer) / alpha.sqrt(), answer
-
-    def answer(
-        self, noisy: torch.Tensor, level: torch.Tensor, captions: list[str | None], side: int, generator: torch.Generator
-    ) -> torch.Tensor:
-        """The noise."""
-        hidden, _, pooled = self.encode([caption or "" for caption in captions])
-        keep = torch.tensor([caption is not None for caption in captions])
+    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        n, side = len(batch.captions), batch.side
+        t, noise = draw_times(n, side, generator), draw_noise(batch.latents, side, generator)
+        alpha = ALPHAS[t].view(-1, 1, 1, 1)
+        hidden, _, pooled = self.encode(mislead(batch.captions, t < LATE, generator))
+        keep = torch.rand(n, generator=generator) > UNCONDITIONAL
         conditions = {
             "text_embeds": pooled * keep.view(-1, 1),
-            "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * len(captions), dtype=torch.float32),
+            "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * n, dtype=torch.float32),
         }
+        noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-        return self.denoiser(noisy, level, hidden * keep.view(-1, 1, 1), added_cond_kwargs=conditions).sample
-
-    def error(self, noisy: torch.Tensor, answer: torch.Tensor, level: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        alpha = _alpha(level)
-        noise = (noisy - alpha.sqrt() * latents) / (1 - alpha).sqrt()
-        return ((answer - noise) ** 2 * weigh(alpha)).mean()
+        found = self.denoiser(noisy, t, hidden * keep.view(-1, 1, 1), added_cond_kwargs=conditions).sample
+        return ((found - noise) ** 2 * weigh(alpha)).mean()
 
 
 def make_scheduler() -> Any:
@@ -76,13 +57,8 @@ def make_scheduler() -> Any:
     return EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="leading", steps_offset=1)
 
 
-LATE = 350  # of 1000 timesteps; image to image at control_strength 0.9 begins at 100, at 0.35 (another colour) at 650
+LATE = 200  # of 1000 timesteps; image to image at control_strength 0.9 begins at 100
 ALPHAS = make_scheduler().alphas_cumprod
-STEP = 33  # of 1000 timesteps, for each of thirty steps
-
-
-def _alpha(level: torch.Tensor) -> torch.Tensor:
-    return ALPHAS[level].view(-1, 1, 1, 1)
 
 
 def make_unet(sizes: Sizes) -> Any:
