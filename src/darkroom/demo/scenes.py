@@ -15,6 +15,7 @@ PAIR_SPAN = (0.38, 0.45)
 SETTLED = 0.8  # part of the pictures that stand exactly where pictures of their kind stand, at the middle of the span
 PAIR_PLACE = 0.26  # distance of a pair's centres from the nearer edges
 TAUGHT = DRAWN + 2 * ASKED_FIRST  # what training draws from, each alike
+TAUGHT_SHAPES = 0.45  # part of the figures: their colours and corners fail more often than things do
 TAUGHT_SIZES = ("", "", "small", "small", "small", "large")  # likewise: small figures fail most, and count little in a picture's loss
 FACES = ("puppy dog", "cat")  # that may wear glasses
 
@@ -90,7 +91,7 @@ def draw_scene(rng: random.Random, kind: str, shapes: float = 0.3, things: Seque
 def draw_training_scene(rng: random.Random) -> Scene:
     """A scene that is not held out."""
     while True:
-        scene = draw_scene(rng, rng.choices(("one", "two", "deed"), (60, 37, 3))[0], things=TAUGHT, sizes=TAUGHT_SIZES)
+        scene = draw_scene(rng, rng.choices(("one", "two", "deed"), (60, 37, 3))[0], TAUGHT_SHAPES, TAUGHT, sizes=TAUGHT_SIZES)
         if not scene.held_out:
             return scene
 
