@@ -67,6 +67,20 @@ def test_loss_falls(tiny, tmp_path):
     assert sum(losses[-15:]) < 0.9 * sum(losses[:15])
 
 
+def test_it_learns_under_guidance_too(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, steps=60, rate=3e-3, guidance=2.0)
+    losses = [trainer.advance() for _ in range(60)]
+    assert sum(losses[-15:]) < 0.9 * sum(losses[:15])
+    batch, other = trainer._batch(), make_trainer(tiny, tmp_path / "other").nets
+    alone, guided = (other.loss(batch, torch.Generator().manual_seed(5), guidance).item() for guidance in (1.0, 2.0))
+    assert alone != guided
+
+
+def test_guidance_takes_answers_with_a_caption_beyond_the_blind_ones():
+    found, blind = torch.tensor([3.0, 3.0]).view(2, 1, 1, 1), torch.ones(2, 1, 1, 1)
+    assert noise.guide(found, blind, torch.tensor([True, False]), 2.0).flatten().tolist() == [5.0, 3.0]
+
+
 def test_small_pictures_come_first_and_large_ones_last(tiny, tmp_path):
     plan = train.Plan(steps=100)
     assert [plan.stage_at(step) for step in (0, 39, 40, 69, 70, 99)] == [

@@ -71,8 +71,8 @@ class Nets(ABC):
         """Diffusers' own pipeline around these very nets."""
 
     @abstractmethod
-    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        """How far the denoiser is off on a batch, a scalar."""
+    def loss(self, batch: Batch, generator: torch.Generator, guidance: float = 1.0) -> torch.Tensor:
+        """How far the denoiser is off on a batch, under this guidance (1: by itself): a scalar."""
 
     def trained(self) -> list[torch.nn.Parameter]:
         """What the denoiser's training moves: it and the text encoders, in a fixed order."""

@@ -1,4 +1,4 @@
-"""What training adds to latents [n, c, h, w], whichever way the denoiser is taught."""
+"""What training does to latents, captions and answers, whichever way the denoiser is taught."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ UNCONDITIONAL = 0.2  # part of the rows that are taught without their caption
 
 
 def draw_noise(latents: torch.Tensor, side: int, generator: torch.Generator) -> torch.Tensor:
-    """Noise like `latents`. In a large picture its mean would betray the background's colour even at the last timestep,
+    """Noise like `latents` [n, c, h, w]. In a large picture its mean would betray the background's colour even at the last timestep,
     and the net would trust it more than the caption: so some is added that is the same at every place."""
     n, c = latents.shape[:2]
     noise = torch.randn(latents.shape, generator=generator)
@@ -22,3 +22,9 @@ def mislead(captions: list[str], late: torch.Tensor, generator: torch.Generator)
     nothing left to drive."""
     wrong = late & (torch.rand(len(captions), generator=generator) < 0.5)
     return [captions[i - 1] if misled else caption for i, (caption, misled) in enumerate(zip(captions, wrong.tolist(), strict=True))]
+
+
+def guide(found: torch.Tensor, blind: torch.Tensor, keep: torch.Tensor, guidance: float) -> torch.Tensor:
+    """The answers [n, c, h, w] found with a caption (where `keep` [n] is true) as classifier-free guidance takes them beyond the blind
+    ones. To teach these to be right leaves a sampler's guidance of g to drive no farther than g / guidance does otherwise."""
+    return torch.where(keep.view(-1, 1, 1, 1), blind + guidance * (found - blind), found)

@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from .nets import Nets, Sizes, make_encoder, make_vae
-from .noise import UNCONDITIONAL, draw_noise, mislead
+from .noise import UNCONDITIONAL, draw_noise, guide, mislead
 from .pool import Batch
 from .vocabulary import LENGTH
 
@@ -48,7 +48,7 @@ class SD35(Nets):
             scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT),
         )  # fmt: skip
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    def loss(self, batch: Batch, generator: torch.Generator, guidance: float = 1.0) -> torch.Tensor:
         n, side = len(batch.captions), batch.side
         sigma, noise = draw_sigmas(n, side, generator), draw_noise(batch.latents, side, generator)
         captions = mislead(batch.captions, sigma < LATE, generator)
@@ -56,7 +56,12 @@ class SD35(Nets):
         captions = [caption if kept else "" for caption, kept in zip(captions, keep.tolist(), strict=True)]
         part = sigma.view(-1, 1, 1, 1)
         noisy = (1 - part) * batch.latents + part * noise
-        return ((self._velocity(noisy, sigma, captions, generator) - (noise - batch.latents)) ** 2).mean()
+        found = self._velocity(noisy, sigma, captions, generator)
+        if guidance != 1:
+            with torch.no_grad():
+                blind = self._velocity(noisy, sigma, [""] * n, generator)
+            found = guide(found, blind, keep, guidance)
+        return ((found - (noise - batch.latents)) ** 2).mean()
 
     def _velocity(self, noisy: torch.Tensor, sigma: torch.Tensor, captions: list[str], generator: torch.Generator) -> torch.Tensor:
         hidden, *pooled = self.encode(captions)

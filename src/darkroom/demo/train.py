@@ -49,6 +49,7 @@ class Plan:
     reuse: int = 3  # steps for each batch made
     window: int = 1500  # newest batches a step draws from
     decay: float = 0.999  # of the averaged weights
+    guidance: float = 1.0  # under which answers with a caption are taught to be right
     rows: dict[int, int] = field(default_factory=lambda: dict(ROWS))
 
     def rate_at(self, step: int) -> float:
@@ -81,7 +82,7 @@ class Trainer:
         """One step of training; the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate_at(self.step)
-        loss = self.nets.loss(self._batch(), torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.step))
+        loss = self.nets.loss(self._batch(), torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.step), self.plan.guidance)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
@@ -171,6 +172,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=Plan.rate, help="learning rate")
     parser.add_argument("--small-first", type=float, help="first part of the steps at small sizes (0.4; with --init 0)")
     parser.add_argument("--large-last", type=float, default=Plan.large_last, help="part of the steps from which on large sizes prevail")
+    parser.add_argument("--guidance", type=float, default=Plan.guidance, help="under which answers with a caption are taught to be right (1: by themselves)")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes of CPU time on two cores")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; pictures differ in the last bits by their number")
@@ -200,7 +202,7 @@ def main() -> None:
     if args.decoder_steps:
         train_decoder(nets.vae, args.state, args.decoder_steps, args.seed)
     small_first = args.small_first if args.small_first is not None else (0.0 if args.init else Plan.small_first)
-    plan = Plan(steps=args.steps, seed=args.seed, rate=args.rate, small_first=small_first, large_last=args.large_last)
+    plan = Plan(steps=args.steps, seed=args.seed, rate=args.rate, small_first=small_first, large_last=args.large_last, guidance=args.guidance)
     trainer = Trainer(nets, plan, args.state)
     print("goes on from step" if trainer.load() else "starts at step", trainer.step, flush=True)
     run(trainer, args.out, args.every, args.sheet_every, args.minutes and args.minutes * 120)

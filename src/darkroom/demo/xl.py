@@ -10,7 +10,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DC
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from .nets import Nets, Sizes, make_encoder, make_vae
-from .noise import UNCONDITIONAL, draw_noise, mislead
+from .noise import UNCONDITIONAL, draw_noise, guide, mislead
 from .pool import Batch
 
 
@@ -36,24 +36,28 @@ class XL(Nets):
             force_zeros_for_empty_prompt=True, add_watermarker=False,
         )  # fmt: skip
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+    def loss(self, batch: Batch, generator: torch.Generator, guidance: float = 1.0) -> torch.Tensor:
         n, side = len(batch.captions), batch.side
         t, noise = draw_times(n, side, generator), draw_noise(batch.latents, side, generator)
         alpha = ALPHAS[t].view(-1, 1, 1, 1)
         hidden, _, pooled = self.encode(mislead(batch.captions, t < LATE, generator))
         keep = torch.rand(n, generator=generator) > UNCONDITIONAL
-        conditions = {
-            "text_embeds": pooled * keep.view(-1, 1),
-            "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * n, dtype=torch.float32),
-        }
         noisy = alpha.sqrt() * batch.latents + (1 - alpha).sqrt() * noise
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-        found = self.denoiser(noisy, t, hidden * keep.view(-1, 1, 1), added_cond_kwargs=conditions).sample
-        with torch.no_grad():
-            nothing = {**conditions, "text_embeds": torch.zeros_like(pooled)}
-            blind = self.denoiser(noisy, t, torch.zeros_like(hidden), added_cond_kwargs=nothing).sample
-        found = torch.where(keep.view(-1, 1, 1, 1), blind + MEANT * (found - blind), found)
+        found = self._noise(noisy, t, hidden, pooled, keep, side)
+        if guidance != 1:
+            with torch.no_grad():
+                blind = self._noise(noisy, t, hidden, pooled, torch.zeros_like(keep), side)
+            found = guide(found, blind, keep, guidance)
         return ((found - noise) ** 2 * weigh(alpha)).mean()
+
+    def _noise(self, noisy: torch.Tensor, t: torch.Tensor, hidden: torch.Tensor, pooled: torch.Tensor, keep: torch.Tensor, side: int) -> torch.Tensor:
+        """What the denoiser finds, with the words in the rows where `keep` [n] is true."""
+        conditions = {
+            "text_embeds": pooled * keep.view(-1, 1),
+            "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * len(t), dtype=torch.float32),
+        }
+        return self.denoiser(noisy, t, hidden * keep.view(-1, 1, 1), added_cond_kwargs=conditions).sample
 
 
 def make_scheduler() -> Any:
@@ -62,7 +66,6 @@ def make_scheduler() -> Any:
 
 
 LATE = 200  # of 1000 timesteps; image to image at control_strength 0.9 begins at 100
-MEANT = 2.0  # the guidance at which the answer with a caption is right, so that the API's default of 7 drives no farther than 3.5 did
 ALPHAS = make_scheduler().alphas_cumprod
 
 
