@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from darkroom.engine.backend import CHOICE, COMPILE, EAGER, OPENVINO, Backends, graphs_folder, read_choice
+from darkroom.engine.backend import CHOICE, COMPILE, EAGER, INT8, OPENVINO, Backends, graphs_folder, read_choice
 from darkroom.engine.cost import CostModel
 from darkroom.engine.engine import Engine
 from darkroom.engine.graphs import Graph, open_graphs
+from darkroom.engine.int8 import see, worst_error
 from darkroom.engine.passes import Pass
 from darkroom.engine.residents import Residents
 from darkroom.engine.runner import Runner
@@ -35,9 +36,9 @@ ROOM = 10**10  # bytes: no obstacle
 class FastLab:
     """A lab whose engine runs graphs."""
 
-    def __init__(self, lab: Lab, folder: Path):
-        self.lab, self.card = lab, ModelCard("tiny", lab.family.name, path=str(folder))
-        self.fast = Backends(OPENVINO, folder.parent / "graphs", ROOM, threads=torch.get_num_threads()).accelerate(lab.family, self.card)
+    def __init__(self, lab: Lab, folder: Path, backend: str = OPENVINO, root: Path | None = None):
+        self.lab, self.card = lab, ModelCard("tiny", lab.family.name, path=str(folder), default_side=128)
+        self.fast = Backends(backend, root or folder.parent / "graphs", ROOM, threads=torch.get_num_threads()).accelerate(lab.family, self.card)
 
     def engine(self) -> Engine:
         clock = iter(range(10**9))
@@ -239,3 +240,51 @@ def test_obstacles_are_named(tmp_path: Path, sdxl: FastLab) -> None:
     assert Backends("auto", blocked, ROOM).accelerate(sdxl.lab.family, sdxl.card) is None
     with pytest.raises(Unsupported, match="openvino"):
         Backends(OPENVINO, blocked, ROOM).accelerate(sdxl.lab.family, sdxl.card)
+
+
+@pytest.fixture(scope="module")
+def int8(lab: Lab, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[FastLab, Path]:
+    """A lab whose denoiser runs in int8, and where its graphs are."""
+    root = tmp_path_factory.mktemp("int8")
+    return FastLab(lab, checkpoint, INT8, root), root
+
+
+def test_int8_is_near_the_reference_alone_and_in_company(int8: tuple[FastLab, Path]) -> None:
+    """Its bound: 25 dB with these random weights, which round worse than trained ones; 8/255 by company."""
+    lab, wanted = int8[0], params(width=256, height=192)
+    (reference,) = lab.lab.ours((0, wanted))
+    (alone,) = lab.ours((0, wanted))
+    crowd = lab.ours((2, wanted), *strangers(256, 192))
+    assert max(len(batch) for batch in lab.lab.batches if "0" in batch) >= 3, "it never had company"
+    print(psnr(alone, reference), psnr(crowd[0], reference), psnr(crowd[0], alone), apart(crowd[0], alone))
+    assert 25 <= psnr(alone, reference) < 60, "closer than 60 dB would be no int8"
+    assert psnr(crowd[0], reference) >= 25
+
+
+def test_int8_is_kept_and_tells_how_far_it_is_off(int8: tuple[FastLab, Path]) -> None:
+    lab, root = int8
+    backends, folder = Backends(INT8, root, ROOM), graphs_folder(root, lab.card, int8=True)
+    choice = read_choice(folder)
+    assert choice is not None
+    assert choice.backend == INT8
+    assert "%" in choice.why
+    assert backends.foreseen(lab.card, 1, "cpu", "float32") == choice
+    assert folder != graphs_folder(root, lab.card)
+    made = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert backends.accelerate(lab.lab.family, lab.card) is not None
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == made
+    (folder / "keyed_unet.xml").unlink()
+    assert backends.accelerate(lab.lab.family, lab.card) is not None
+    assert 25 <= psnr(*lab.lab.ours((0, params())), *lab.ours((0, params()))) < 60
+
+
+def test_int8_of_the_other_family(sd3: FastLab, tmp_path: Path) -> None:
+    lab = FastLab(sd3.lab, Path(sd3.card.path or ""), INT8, tmp_path)
+    assert 25 <= psnr(*lab.lab.ours((0, params())), *lab.ours((0, params()))) < 60
+
+
+def test_an_int8_graph_that_is_off_is_refused(sdxl: FastLab) -> None:
+    seen = see(sdxl.lab.family, sdxl.card)
+    assert worst_error(seen.one.module, seen) < 1e-5
+    with pytest.raises(Unsupported, match="int8"):
+        worst_error(lambda x, *rest: torch.zeros_like(x), seen)

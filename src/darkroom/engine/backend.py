@@ -26,7 +26,8 @@ from darkroom.types import ModelCard
 
 log = structlog.get_logger("engine")
 
-EAGER, OPENVINO, COMPILE = "eager", "openvino", "compile"
+EAGER, OPENVINO, INT8, COMPILE = "eager", "openvino", "int8", "compile"
+GRAPHS = (OPENVINO, INT8)
 LAYOUT = 3  # of the graphs: another number makes those on the disk stale
 DEMANDED = "the setting backend says so"
 CHOICE = "choice.json"
@@ -53,7 +54,7 @@ class Fast:
 
 
 class Backends:
-    """wanted: `auto`, `eager`, `openvino` or `compile`; root: the folder of graphs; budget: bytes that all weights may take; exact: whether
+    """wanted: `auto`, `eager`, `openvino`, `int8` or `compile`; root: the folder of graphs; budget: bytes that all weights may take; exact: whether
     pictures must be bit-equal in any company; threads: of the CPU, 0 for as many as there are cores."""
 
     def __init__(self, wanted: str, root: Path, budget: int, exact: bool = False, threads: int = 0):
@@ -64,8 +65,8 @@ class Backends:
         if self._wanted in (EAGER, COMPILE):
             return DEMANDED
         why = self._obstacle(weights, device, dtype)
-        if why and self._wanted == OPENVINO:
-            raise Unsupported(f"backend openvino cannot be used: {why}")
+        if why and self._wanted in GRAPHS:
+            raise Unsupported(f"backend {self._wanted} cannot be used: {why}")
         return why
 
     def foreseen(self, card: ModelCard, weights: int, device: str, dtype: str) -> Choice:
@@ -73,9 +74,10 @@ class Backends:
         why = self.obstacle(weights, device, dtype)
         if why:
             return Choice(COMPILE if self._wanted == COMPILE else EAGER, why)
-        if self._wanted == OPENVINO:
-            return Choice(OPENVINO, DEMANDED)
-        return read_choice(graphs_folder(self._root, card)) or Choice("auto", "its first load will measure PyTorch against OpenVINO")
+        known = read_choice(self._folder(card))
+        if self._wanted in GRAPHS:
+            return known if known and known.backend == INT8 else Choice(self._wanted, DEMANDED)
+        return known or Choice("auto", "its first load will measure PyTorch against OpenVINO")
 
     def _obstacle(self, weights: int, device: str, dtype: str) -> str:
         from darkroom.engine.hardware import choose
@@ -85,6 +87,8 @@ class Backends:
             return f"graphs are run in float32 on the CPU, and this is {number} on {where}"
         if importlib.util.find_spec("openvino") is None:
             return "openvino is not installed (pip install openvino)"
+        if self._wanted == INT8 and importlib.util.find_spec("nncf") is None:
+            return "nncf is not installed (pip install nncf)"
         if self._exact and self._wanted == "auto":
             return "exact mode takes the reference"
         if 2 * weights > self._budget:
@@ -105,10 +109,10 @@ class Backends:
         if why:
             log.info("backend", model=card.name, backend=EAGER, why=why)
             return None
-        folder = graphs_folder(self._root, card)
+        folder = self._folder(card)
         try:
             _check_disk(folder, weights)
-            graphs, choice = self._open(family, folder, tell)
+            graphs, choice = self._open_int8(family, card, folder, tell) if self._wanted == INT8 else self._open(family, folder, tell)
         except (OSError, RuntimeError, Unsupported) as error:
             log.warning("no graphs", model=card.name, error=repr(error))
             graphs, choice = {}, self._given_up(folder, error)
@@ -120,13 +124,34 @@ class Backends:
         new = read_choice(folder) is None
         shutil.rmtree(folder, ignore_errors=True)
         why = _words_for(error)
-        if self._wanted == OPENVINO:
-            raise Unsupported(f"backend openvino cannot be used: {why}") from error
+        if self._wanted in GRAPHS:
+            raise Unsupported(f"backend {self._wanted} cannot be used: {why}") from error
         choice = Choice(EAGER, why)
         if new and not isinstance(error, OSError):  # a lack of room may pass
             folder.mkdir(parents=True)
             _write_choice(folder, choice)
         return choice
+
+    def _folder(self, card: ModelCard) -> Path:
+        return graphs_folder(self._root, card, int8=self._wanted == INT8)
+
+    def _open_int8(self, family: Any, card: ModelCard, folder: Path, tell: Callable[[float], None]) -> tuple[Mapping[str, Any], Choice]:
+        """Without a race: who asks for int8 has chosen."""
+        from darkroom.engine.graphs import open_graphs
+        from darkroom.engine.int8 import see, worst_error
+        from darkroom.engine.passes import AUTOENCODER
+
+        choice, passes = read_choice(folder), family.passes()
+        whole = choice is not None and all((folder / f"{name}.xml").exists() for name in passes)
+        seen = None if whole else see(family, card)
+        graphs = open_graphs(passes, folder, self._threads, fixed=not self._exact, tell=tell, seen=seen)
+        if seen is not None:
+            (name,) = passes.keys() - AUTOENCODER
+            choice = Choice(INT8, f"{DEMANDED}; a pass of the denoiser differs from PyTorch's by {worst_error(graphs[name], seen):.1%} of its size at most")
+            _write_choice(folder, choice)
+            _clear_older(folder)
+        assert choice is not None
+        return graphs, choice
 
     def _open(self, family: Any, folder: Path, tell: Callable[[float], None]) -> tuple[Mapping[str, Any], Choice]:
         from darkroom.engine.graphs import open_graphs
@@ -155,9 +180,9 @@ def _words_for(error: Exception) -> str:
     return f"the model could not be converted ({type(error).__name__}; the log says more)"
 
 
-def graphs_folder(root: Path, card: ModelCard) -> Path:
+def graphs_folder(root: Path, card: ModelCard, int8: bool = False) -> Path:
     """Where the graphs of a model lie: other weights, another version or another layout, another folder."""
-    made_by = [LAYOUT, *(version(package) for package in ("openvino", "diffusers", "torch"))]
+    made_by = [LAYOUT, *(version(package) for package in ("openvino", "diffusers", "torch", *(["nncf"] if int8 else [])))]
     key = hashlib.sha256(json.dumps([stamps(Path(card.path or "")), made_by]).encode()).hexdigest()[:16]
     return root / card.name / key
 

@@ -1,4 +1,4 @@
-"""Passes as OpenVINO graphs on the CPU, in fp32: converted from PyTorch once, then read from files.
+"""Passes as OpenVINO graphs on the CPU, in fp32 (the denoiser in int8 where that is asked for): converted from PyTorch once, then read from files.
 
 A graph takes any rows and sides. A shape that keeps coming gets a graph of its own, in which nothing is left to be worked out
 at each call: a third faster with nets as small as the demo's. It is compiled beside the work, on a thread.
@@ -21,6 +21,7 @@ import openvino as ov
 import structlog
 import torch
 
+from darkroom.engine.int8 import Seen, quantized
 from darkroom.engine.norms import channelwise
 from darkroom.engine.passes import Pass, UNet
 
@@ -141,30 +142,33 @@ def _run(request: Any, inputs: Mapping[int, Any]) -> torch.Tensor:
 
 
 def open_graphs(
-    passes: Mapping[str, Pass], folder: Path, threads: int = 0, fixed: bool = True, tell: Callable[[float], None] = lambda part: None
-) -> dict[str, Graph]:
+    passes: Mapping[str, Pass], folder: Path, threads: int = 0, fixed: bool = True, tell: Callable[[float], None] = lambda part: None,
+    seen: Seen | None = None,
+) -> dict[str, Graph]:  # fmt: skip
     """The graphs of these passes, from the files in `folder`, which are made first where they are not there.
 
-    threads as in Graph; fixed lets shapes have graphs of their own; tell is told the part that is converted, 0 to 1. Raises
-    OSError where files cannot be written, RuntimeError where a pass cannot be converted or read.
+    threads as in Graph; fixed lets shapes have graphs of their own; tell is told the part that is converted, 0 to 1; the pass that
+    was `seen` is made in int8. Raises OSError where files cannot be written, RuntimeError where a pass cannot be converted or
+    read.
     """
     if not all((folder / f"{name}.xml").exists() for name in passes):
-        _convert_all(passes, folder, tell)
+        _convert_all(passes, folder, tell, seen)
     core = ov.Core()
     return {name: Graph(folder / f"{name}.xml", core, threads, MOST_FIXED if fixed else 0) for name in passes}
 
 
-def _convert_all(passes: Mapping[str, Pass], folder: Path, tell: Callable[[float], None]) -> None:
+def _convert_all(passes: Mapping[str, Pass], folder: Path, tell: Callable[[float], None], seen: Seen | None) -> None:
     """Write all graphs, or nothing."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
         for done, (name, one) in enumerate(passes.items(), 1):
             file = partial / f"{name}.xml"
-            ov.save_model(_convert(one), file, compress_to_fp16=False)
+            lossy = seen if seen and seen.one.module is one.module else None
+            ov.save_model(_convert(one, lossy), file, compress_to_fp16=False)
             if isinstance(one.module, UNet) and file.with_suffix(".bin").stat().st_size <= FIXED_BYTES:  # an autoencoder gains nothing by it
                 with channelwise(one.module):
-                    ov.save_model(_convert(one), _fixed_form(file), compress_to_fp16=False)
+                    ov.save_model(_convert(one, lossy), _fixed_form(file), compress_to_fp16=False)
             tell(done / len(passes))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
@@ -173,7 +177,7 @@ def _convert_all(passes: Mapping[str, Pass], folder: Path, tell: Callable[[float
 
 
 @torch.no_grad()
-def _convert(one: Pass) -> ov.Model:
+def _convert(one: Pass, seen: Seen | None) -> ov.Model:
     """By OpenVINO's frontend itself: its `convert_model` would report each use to its makers."""
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -183,4 +187,4 @@ def _convert(one: Pass) -> ov.Model:
         decoder = TorchScriptPythonDecoder(one.module.eval(), example_input=one.example(*TRACED))
     model = frontend.convert(frontend.load(decoder))
     model.reshape(dict(enumerate(ov.PartialShape(list(shape)) for shape in one.shapes)))
-    return model
+    return quantized(model, seen) if seen else model

@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 
 Run = Callable[..., Any]  # takes the tensors of a pass and gives its tensor or tensors
+AUTOENCODER = frozenset({"encode", "decode"})  # names of passes; what remains of a family's is its denoiser's
 
 
 @dataclass(frozen=True)

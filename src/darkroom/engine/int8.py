@@ -1,0 +1,90 @@
+"""A denoiser's graph in int8, weights and activations, by NNCF's quantization after training (Neural Network Compression Framework,
+https://github.com/openvinotoolkit/nncf), with SmoothQuant (Xiao et al. 2023, arXiv 2211.10438). Lossy, so only by setting.
+
+What int8 must hold is seen by drawing a few pictures in eager PyTorch and keeping what the denoiser was given on the way.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import openvino as ov
+import torch
+
+from darkroom.engine import samplers
+from darkroom.engine.family import Family, Text
+from darkroom.engine.passes import AUTOENCODER, Pass
+from darkroom.errors import Unsupported
+from darkroom.types import ModelCard, Params
+
+PROMPTS = ("a cat", "a red house under a blue sky", "a small green star on a black background", "portrait of an old man, photograph, film grain")
+STEPS = 8  # of each picture: activations differ most by timestep
+MOST_SIDE = 512  # pixels
+MOST_ERROR = 0.2  # relative, of a pass: up to 0.06 was seen; 0.2 shows in every picture
+CHECKED = 4  # of the passes seen
+
+
+@dataclass
+class Seen:
+    """A pass in eager PyTorch that keeps what it was given and what it gave."""
+
+    one: Pass
+    calls: list[tuple[tuple[torch.Tensor, ...], torch.Tensor]]
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+        out = self.one.module(*tensors)
+        self.calls.append((tuple(tensor.contiguous() for tensor in tensors), out))
+        return out
+
+
+def see(family: Family, card: ModelCard) -> Seen:
+    """Draw PROMPTS at the model's own size, MOST_SIDE at most, and keep every pass of the denoiser."""
+    passes = family.passes()
+    (name,) = passes.keys() - AUTOENCODER
+    seen = Seen(passes[name], [])
+    through, side = family.through({name: seen}), min(card.default_side, MOST_SIDE)
+    for seed, prompt in enumerate(PROMPTS):
+        _draw(through, Params(card.name, prompt, width=side, height=side, steps=STEPS, cfg=card.default_cfg, seed=seed))
+    return seen
+
+
+@torch.inference_mode()
+def _draw(family: Family, params: Params) -> None:
+    """The denoising of one guided picture; it is not decoded."""
+    text = family.encode_prompt(params.prompt)
+    blind = family.encode_prompt("", text)
+    both = Text(torch.cat([blind.hidden, text.hidden]), torch.cat([blind.pooled, text.pooled]))
+    sides = torch.tensor([[params.height, params.width]] * 2, dtype=torch.float32)
+    plan, scale = family.plan(params), family.latent_scale
+    shape = (1, family.latent_channels, params.height // scale, params.width // scale)
+    x = plan.noise * torch.randn(shape, generator=torch.Generator().manual_seed(params.seed))
+    before = x
+    for row in torch.from_numpy(plan.table).float():
+        columns = samplers.columns(row[None])
+        out = family.denoise((x * columns[samplers.C_IN]).expand(2, -1, -1, -1), row[samplers.T].expand(2), both, sides)
+        unconditional, conditional = out.chunk(2)
+        x, before = samplers.advance(x, torch.lerp(unconditional, conditional, params.cfg), columns, before, torch.zeros_like(x))
+
+
+def quantized(model: ov.Model, seen: Seen) -> ov.Model:
+    """The graph of the pass that was seen, in int8."""
+    os.environ["NNCF_CI"] = "1"  # before the import: else each use is reported to its makers
+    import nncf
+
+    nncf.set_log_level(40)  # errors
+    inputs = [{place: tensor.numpy() for place, tensor in enumerate(tensors)} for tensors, _ in seen.calls]
+    with redirect_stdout(io.StringIO()):  # of its bars
+        return nncf.quantize(model, nncf.Dataset(inputs), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(inputs))
+
+
+def worst_error(graph: Any, seen: Seen) -> float:
+    """How far the graph is off at most on some of the passes seen, relative. Raises Unsupported where that is not int8's rounding."""
+    calls = seen.calls[:: max(1, len(seen.calls) // CHECKED)]
+    worst = max(((graph(*tensors) - out).norm() / out.norm()).item() for tensors, out in calls)
+    if not worst < MOST_ERROR:
+        raise Unsupported(f"in int8 the denoiser differs from PyTorch's by {worst:.0%} of its size")
+    return worst
