@@ -242,42 +242,31 @@ def test_obstacles_are_named(tmp_path: Path, sdxl: FastLab) -> None:
         Backends(OPENVINO, blocked, ROOM).accelerate(sdxl.lab.family, sdxl.card)
 
 
-@pytest.fixture(scope="module")
-def int8(lab: Lab, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[FastLab, Path]:
-    """A lab whose denoiser runs in int8, and where its graphs are."""
-    root = tmp_path_factory.mktemp("int8")
-    return FastLab(lab, checkpoint, INT8, root), root
-
-
-def test_int8_is_near_the_reference_alone_and_in_company(int8: tuple[FastLab, Path]) -> None:
+def test_int8_is_near_the_reference_alone_and_in_company(lab: Lab, checkpoint: Path, tmp_path: Path) -> None:
     """To a bound of 25 dB, in any company; closer than 60 would be no int8."""
-    lab, wanted = int8[0], params(width=256, height=192)
-    (reference,) = lab.lab.ours((0, wanted))
-    (alone,) = lab.ours((0, wanted))
-    crowd = lab.ours((2, wanted), *strangers(256, 192))
-    assert max(len(batch) for batch in lab.lab.batches if "0" in batch) >= 3, "it never had company"
+    fast, wanted = FastLab(lab, checkpoint, INT8, tmp_path), params(width=256, height=192)
+    (reference,) = lab.ours((0, wanted))
+    (alone,) = fast.ours((0, wanted))
+    crowd = fast.ours((2, wanted), *strangers(256, 192))
+    assert max(len(batch) for batch in lab.batches if "0" in batch) >= 3, "it never had company"
     assert 25 <= psnr(alone, reference) < 60
     assert psnr(crowd[0], reference) >= 25
 
 
-def test_int8_is_kept_and_tells_how_far_it_is_off(int8: tuple[FastLab, Path]) -> None:
-    lab, root = int8
-    backends, folder = Backends(INT8, root, ROOM), graphs_folder(root, lab.card, int8=True)
+def test_int8_is_kept_and_tells_how_far_it_is_off(sd3: FastLab, tmp_path: Path) -> None:
+    """Of the other family; and what is gone is made again in int8."""
+    lab = FastLab(sd3.lab, Path(sd3.card.path or ""), INT8, tmp_path)
+    backends, folder = Backends(INT8, tmp_path, ROOM), graphs_folder(tmp_path, lab.card, int8=True)
     choice = read_choice(folder)
     assert choice is not None
     assert choice.backend == INT8
     assert "%" in choice.why
     assert backends.foreseen(lab.card, 1, "cpu", "float32") == choice
-    assert folder != graphs_folder(root, lab.card)
+    assert folder != graphs_folder(tmp_path, lab.card)
     made = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert backends.accelerate(lab.lab.family, lab.card) is not None
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == made
-    (folder / "keyed_unet.xml").unlink()
-    assert backends.accelerate(lab.lab.family, lab.card) is not None
-    assert 25 <= psnr(*lab.lab.ours((0, params())), *lab.ours((0, params()))) < 60
-
-
-def test_int8_of_the_other_family(sd3: FastLab, tmp_path: Path) -> None:
+    (folder / "transformer.xml").unlink()
     lab = FastLab(sd3.lab, Path(sd3.card.path or ""), INT8, tmp_path)
     assert 25 <= psnr(*lab.lab.ours((0, params())), *lab.ours((0, params()))) < 60
 
