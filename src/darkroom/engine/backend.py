@@ -137,17 +137,15 @@ class Backends:
 
     def _open_int8(self, family: Any, card: ModelCard, folder: Path, tell: Callable[[float], None]) -> tuple[Mapping[str, Any], Choice]:
         """Without a race: who asks for int8 has chosen."""
-        from darkroom.engine.graphs import open_graphs
+        from darkroom.engine.graphs import are_there, open_graphs
         from darkroom.engine.int8 import see, worst_error
-        from darkroom.engine.passes import AUTOENCODER
 
         choice, passes = read_choice(folder), family.passes()
-        whole = choice is not None and all((folder / f"{name}.xml").exists() for name in passes)
-        seen = None if whole else see(family, card)
+        seen = None if choice and are_there(passes, folder) else see(family, card)
         graphs = open_graphs(passes, folder, self._threads, fixed=not self._exact, tell=tell, seen=seen)
         if seen is not None:
-            (name,) = passes.keys() - AUTOENCODER
-            choice = Choice(INT8, f"{DEMANDED}; a pass of the denoiser differs from PyTorch's by {worst_error(graphs[name], seen):.1%} of its size at most")
+            worst = worst_error(graphs[seen.name], seen)
+            choice = Choice(INT8, f"{DEMANDED}; a pass of the denoiser differs from PyTorch's by {worst:.1%} of its size at most")
             _write_choice(folder, choice)
             _clear_older(folder)
         assert choice is not None

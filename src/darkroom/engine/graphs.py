@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,10 +151,15 @@ def open_graphs(
     was `seen` is made in int8. Raises OSError where files cannot be written, RuntimeError where a pass cannot be converted or
     read.
     """
-    if not all((folder / f"{name}.xml").exists() for name in passes):
+    if not are_there(passes, folder):
         _convert_all(passes, folder, tell, seen)
     core = ov.Core()
     return {name: Graph(folder / f"{name}.xml", core, threads, MOST_FIXED if fixed else 0) for name in passes}
+
+
+def are_there(passes: Iterable[str], folder: Path) -> bool:
+    """Whether the graphs of these passes are in `folder`."""
+    return all((folder / f"{name}.xml").exists() for name in passes)
 
 
 def _convert_all(passes: Mapping[str, Pass], folder: Path, tell: Callable[[float], None], seen: Seen | None) -> None:
@@ -164,7 +169,7 @@ def _convert_all(passes: Mapping[str, Pass], folder: Path, tell: Callable[[float
     try:
         for done, (name, one) in enumerate(passes.items(), 1):
             file = partial / f"{name}.xml"
-            lossy = seen if seen and seen.one.module is one.module else None
+            lossy = seen if seen and seen.name == name else None
             ov.save_model(_convert(one, lossy), file, compress_to_fp16=False)
             if isinstance(one.module, UNet) and file.with_suffix(".bin").stat().st_size <= FIXED_BYTES:  # an autoencoder gains nothing by it
                 with channelwise(one.module):

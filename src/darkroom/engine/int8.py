@@ -27,8 +27,8 @@ PROMPTS = ("a cat", "a red house under a blue sky", "a small green star on a bla
 STEPS = 8  # of each picture: activations differ most by timestep
 MOST_SIDE = 512  # pixels
 MOST_ERROR = 0.2  # relative, of a pass: up to 0.06 was seen; 0.2 shows in every picture
-# Modules that stay in fp32: what takes latents in and gives them out, and what takes the timestep. They are a few per cent of the time;
-# without them demo-xl's pictures came 1 to 7 dB nearer to the reference.
+# Modules that stay in fp32: what takes latents in and gives them out, and what takes the timestep. They are a small part of the time;
+# with them so, and the model's own examples seen in place of PROMPTS, demo-xl's pictures came 1 to 7 dB nearer to the reference.
 EXACT = ("unet.conv_in", "unet.conv_out", "time_embedding", "add_embedding", "pos_embed", "time_text_embed", "norm1.linear", "norm1_context.linear",
          "norm_out.linear", "transformer.proj_out")  # fmt: skip
 CHECKED = 4  # of the passes seen
@@ -36,8 +36,9 @@ CHECKED = 4  # of the passes seen
 
 @dataclass
 class Seen:
-    """A pass in eager PyTorch that keeps what it was given and what it gave."""
+    """A pass of this name in eager PyTorch that keeps what it was given and what it gave."""
 
+    name: str
     one: Pass
     calls: list[tuple[tuple[torch.Tensor, ...], torch.Tensor]]
 
@@ -51,7 +52,7 @@ def see(family: Family, card: ModelCard) -> Seen:
     """Draw some of the card's examples, or PROMPTS, at the model's own size, MOST_SIDE at most, and keep every pass of the denoiser."""
     passes = family.passes()
     (name,) = passes.keys() - AUTOENCODER
-    seen = Seen(passes[name], [])
+    seen = Seen(name, passes[name], [])
     through, side = family.through({name: seen}), min(card.default_side, MOST_SIDE)
     for seed, prompt in enumerate(card.examples[: 2 * len(PROMPTS) : 2] or PROMPTS):
         _draw(through, Params(card.name, prompt, width=side, height=side, steps=STEPS, cfg=card.default_cfg, seed=seed))
@@ -67,13 +68,14 @@ def _draw(family: Family, params: Params) -> None:
     sides = torch.tensor([[params.height, params.width]] * 2, dtype=torch.float32)
     plan, scale = family.plan(params), family.latent_scale
     shape = (1, family.latent_channels, params.height // scale, params.width // scale)
-    x = plan.noise * torch.randn(shape, generator=torch.Generator().manual_seed(params.seed))
+    generator = torch.Generator().manual_seed(params.seed)
+    x = plan.noise * torch.randn(shape, generator=generator)
     before = x
     for row in torch.from_numpy(plan.table).float():
         columns = samplers.columns(row[None])
         out = family.denoise((x * columns[samplers.C_IN]).expand(2, -1, -1, -1), row[samplers.T].expand(2), both, sides)
         unconditional, conditional = out.chunk(2)
-        x, before = samplers.advance(x, torch.lerp(unconditional, conditional, params.cfg), columns, before, torch.zeros_like(x))
+        x, before = samplers.advance(x, torch.lerp(unconditional, conditional, params.cfg), columns, before, torch.randn(shape, generator=generator))
 
 
 def quantized(model: ov.Model, seen: Seen) -> ov.Model:
