@@ -36,14 +36,15 @@ ROOM = 10**10  # bytes: no obstacle
 class FastLab:
     """A lab whose engine runs graphs."""
 
-    def __init__(self, lab: Lab, folder: Path, backend: str = OPENVINO, root: Path | None = None):
-        self.lab, self.card = lab, ModelCard("tiny", lab.family.name, path=str(folder), default_side=128)
-        self.fast = Backends(backend, root or folder.parent / "graphs", ROOM, threads=torch.get_num_threads()).accelerate(lab.family, self.card)
+    def __init__(self, lab: Lab, folder: Path, backend: str = OPENVINO, root: Path | None = None, exact: bool = False):
+        self.lab, self.card, self.exact = lab, ModelCard("tiny", lab.family.name, path=str(folder), default_side=128), exact
+        backends = Backends(backend, root or folder.parent / "graphs", ROOM, exact=exact, threads=torch.get_num_threads())
+        self.fast = backends.accelerate(lab.family, self.card)
 
     def engine(self) -> Engine:
         clock = iter(range(10**9))
         runner = Runner(self.lab.family, self.lab.loras, fast=self.fast)
-        return Engine(Residents.of({"tiny": runner}), CostModel(), clock=lambda: next(clock) * 0.01)
+        return Engine(Residents.of({"tiny": runner}), CostModel(), exact=self.exact, clock=lambda: next(clock) * 0.01)
 
     def ours(self, *submissions: tuple[int, Params]) -> list[np.ndarray]:
         return self.lab.ours(*submissions, engine=self.engine())
@@ -75,6 +76,11 @@ def test_pictures_agree_with_the_reference_alone_and_in_company(labs: FastLab, w
     assert psnr(alone, reference) >= 50
     assert psnr(crowd[0], reference) >= 50
     assert apart(crowd[0], alone) <= 2
+
+
+def test_graphs_in_exact_mode_are_bit_equal_in_company(labs: FastLab) -> None:
+    exact, wanted = FastLab(labs.lab, Path(labs.card.path or ""), exact=True), params()
+    assert np.array_equal(*exact.ours((0, wanted)), exact.ours((2, wanted), *strangers(128, 128))[0])
 
 
 @pytest.mark.parametrize("changed", [{"cfg": 1.0}, {"negative_prompt": "a green circle"}, {"width": 200, "height": 136}])
@@ -243,7 +249,7 @@ def test_obstacles_are_named(tmp_path: Path, sdxl: FastLab) -> None:
 
 
 def test_int8_is_near_the_reference_alone_and_in_company(lab: Lab, checkpoint: Path, tmp_path: Path) -> None:
-    """To a bound of 25 dB, in any company; closer than 60 would be no int8."""
+    """To a bound of 25 dB, in any company, and in exact mode to the bit; closer than 60 would be no int8."""
     fast, wanted = FastLab(lab, checkpoint, INT8, tmp_path), params(width=256, height=192)
     (reference,) = lab.ours((0, wanted))
     (alone,) = fast.ours((0, wanted))
@@ -251,6 +257,9 @@ def test_int8_is_near_the_reference_alone_and_in_company(lab: Lab, checkpoint: P
     assert max(len(batch) for batch in lab.batches if "0" in batch) >= 3, "it never had company"
     assert 25 <= psnr(alone, reference) < 60
     assert psnr(crowd[0], reference) >= 25
+    assert psnr(crowd[0], alone) >= 30
+    exact = FastLab(lab, checkpoint, INT8, tmp_path, exact=True)
+    assert np.array_equal(*exact.ours((0, wanted)), exact.ours((2, wanted), *strangers(256, 192))[0])
 
 
 def test_int8_is_kept_and_tells_how_far_it_is_off(sd3: FastLab, tmp_path: Path) -> None:
