@@ -102,10 +102,13 @@ def test_generate_and_edit_without_a_server(tmp_path: Path) -> None:
     small = ("--steps", "10", "--data-dir", str(tmp_path / "data"))
     done = cli("generate", "a red circle on a white background", "-o", str(one), "--width", "128", "--height", "192", "--seed", "3", *small)
     assert done.returncode == 0, done.stderr
+    assert (len(done.stdout.splitlines()), done.stderr.strip()) == (1, ""), "what it says beside the outcome is noise"
     assert Image.open(one).size == (128, 192)
     assert json.loads(Image.open(one).text["darkroom"])["seed"] == 3
-    done = cli("edit", str(one), "a blue circle on a white background", "-o", str(two), "--control-strength", "0.35", *small)
+    done = cli("edit", str(one), "a blue circle on a white background", "-o", str(two), "--control-strength", "0.35", *small, DARKROOM_LOG_LEVEL="info")
     assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert "backend" in done.stderr
     assert Image.open(two).size == (128, 192)
     wrong = cli("generate", "a cat", "--width", "100", *small)
     assert wrong.returncode == 1

@@ -53,6 +53,9 @@ class Settings(BaseSettings):
     memory_budget: float = Field(
         0, ge=0, description="GB that the weights of all models may take; the least recently used idle one leaves; 0 means 80 % of the device's memory"
     )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least that standard error tells; warning for `generate` and `edit` where not set"
+    )
     load_timeout: float = Field(1800, gt=0, description="seconds that a model may take to load before it counts as failed")
     password: str = Field("", repr=False, description="of the dashboard, where nobody can follow the one-time link; at least 10 characters")
     password_file: Path | None = Field(None, description="a file that holds the password of the dashboard")

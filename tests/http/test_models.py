@@ -95,6 +95,7 @@ def test_a_broken_model_takes_no_other_along(serve: Callable[..., Server], secon
     assert errors(reply, 503)["name"] == "model_unavailable"
     assert str(second) not in reply.text
     assert reply.headers["Retry-After"]
+    assert server.logged("a model could not be loaded")
     pixels(server.generate())
     wait_until(lambda: requests.get(f"{server.host}/readyz", timeout=10).status_code == 200)
 

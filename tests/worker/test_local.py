@@ -17,6 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from darkroom.models.catalogue import resolve
 from darkroom.settings import Settings
@@ -206,6 +207,12 @@ async def test_a_broken_checkpoint_is_a_clear_failure_and_not_a_loop(tmp_path: P
         assert event.status == 503
         assert "could not be loaded" in event.message
         assert worker.state().status == "failed"
+
+
+async def test_why_no_model_can_be_loaded_stands_in_the_log(tmp_path: Path) -> None:
+    with capture_logs() as lines:
+        async with working(tmp_path, replace(resolve("demo-xl", tmp_path), path=None)):
+            assert [(line["log_level"], "are not here" in line["error"]) for line in lines] == [("error", True)]
 
 
 async def test_a_forecast_is_near_what_then_happens(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def _device_fault(settings: Settings) -> str:
     try:
         _backends_of(settings).obstacle(0, settings.device, settings.dtype)
     except DarkroomError as error:
-        return f"{error}; mend: choose another with --device, --dtype or --backend"
+        return f"{error}; mend: that, or choose another with --device, --dtype or --backend"
     return ""
 
 

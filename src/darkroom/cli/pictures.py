@@ -112,7 +112,8 @@ async def _run(card: ModelCard, params: Params, settings: Settings) -> Finished:
 
     from darkroom.worker.local import LocalWorker
 
-    worker = LocalWorker([card], settings)
+    quiet = settings if "log_level" in settings.model_fields_set else settings.model_copy(update={"log_level": "warning"})
+    worker = LocalWorker([card], quiet)
     await worker.start()
     try:
         with Bar(console=Console(stderr=True), transient=True) as bar:

@@ -35,6 +35,7 @@ def serve(
     max_queue: Annotated[int | None, typer.Option(help=help_of("max_queue"), show_default=False)] = None,
 ) -> None:
     """Start the server. Prints SERVICE_ID, API_KEY, MODEL and a curl line. Other settings: DARKROOM_* or darkroom.toml."""
+    from darkroom import log
     from darkroom.admin import owning
 
     settings = settings_of(
@@ -44,7 +45,7 @@ def serve(
     with owning(settings.data_dir):
         cards = bring(settings)
         _raise_open_files()
-        _log_to_stderr()
+        log.to_stderr(settings.log_level)
         asyncio.run(_serve(settings, cards))
 
 
@@ -156,18 +157,3 @@ def _raise_open_files() -> None:
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _log_to_stderr() -> None:
-    """One line a request and an event on standard error; standard output is for the block."""
-    import logging
-
-    import structlog
-
-    # structlog's own choice, where rich is installed, is a trace with every local variable: prompts, keys and pictures
-    renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
-    structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper("iso"), renderer],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr), wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-    )  # fmt: skip
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)

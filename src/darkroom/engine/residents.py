@@ -183,7 +183,7 @@ class Residents:
 
 
 def _failure(model: str, error: Exception) -> LoadFailed:
+    log.error("a model could not be loaded", model=model, error=repr(error))
     if isinstance(error, DarkroomError):
         return LoadFailed(model, "; ".join(error.lines))
-    log.error("a model could not be loaded", model=model, error=repr(error))
     return LoadFailed(model, f"{model} could not be loaded ({type(error).__name__}); the log says more")

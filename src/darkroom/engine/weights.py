@@ -76,6 +76,9 @@ def _count_in(file: Path) -> int:
 def open_nets(folder: Path, kinds: Mapping[str, Any], dtype: Any, tell: Callable[[float], None]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The nets of a diffusers folder by name, and what transformers and diffusers report of each; `tell` is told the part of
     the bytes that is read, 0 to 1."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # `tell` is told
     sizes = {name: sum(file.stat().st_size for file in _opened(folder / name)) for name in kinds}
     nets, reports, done = {}, {}, 0
     for name, kind in kinds.items():

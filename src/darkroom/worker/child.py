@@ -14,6 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from darkroom import log
 from darkroom.engine.cost import CostModel
 from darkroom.engine.messages import Message
 from darkroom.engine.residents import Residents, Source
@@ -29,6 +30,7 @@ def main() -> None:
     connection = Connection(int(sys.argv[1]))
     send = _sender(connection)
     order: Order = connection.recv()
+    log.to_stderr(order.log_level)
     inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     send(WorkerState("loading"))

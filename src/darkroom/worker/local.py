@@ -34,6 +34,7 @@ log = structlog.get_logger("worker")
 
 MAX_LOAD_DEATHS = 3  # deaths in a row while a model loads: then it is the model's fault, and trying on helps nobody
 REVIVE_SECONDS = 30.0  # after such a failure, the earliest next try (a job that comes then starts it)
+STDERR = 2  # the file descriptor: standard output is not for what a library in the child may print
 START = ""  # stands for a model's name while the child has not begun to load one
 STOP_SECONDS = 10.0  # that a child has to end by itself
 
@@ -78,8 +79,7 @@ class LocalWorker:
         if any(card.path for card in self._cards.values()):
             self._spawn()
         else:
-            self._state = WorkerState("failed", error=self._missing(next(iter(self._cards.values()))))
-            self._failures[START] = time.monotonic(), self._state.error
+            self._fail(START, self._missing(next(iter(self._cards.values()))))
 
     async def submit(self, job_id: str, params: Params, party: str = "", weight: float = 1.0, attempts: int = 0) -> AsyncIterator[Event]:
         assert job_id not in self._jobs, f"job {job_id} is here already"
@@ -151,7 +151,7 @@ class LocalWorker:
         with theirs:
             command = [sys.executable, "-m", "darkroom.worker.child", str(theirs.fileno())]
             # a session of its own: Ctrl-C is for the gateway, which then ends the child in good order
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL, stdout=STDERR)
         self._connection = Connection(ours.detach())
         cards = tuple(card for card in self._cards.values() if card.path)
         self._hears = False
@@ -160,7 +160,7 @@ class LocalWorker:
         data = settings.data_dir
         self._send(Order(
             cards, settings.device, settings.dtype, settings.threads, settings.max_rows, settings.exact, data / "costs.json",
-            settings.memory_budget, preload, data / LORAS, settings.max_lora_bytes, settings.backend, settings.graphs,
+            settings.memory_budget, preload, data / LORAS, settings.max_lora_bytes, settings.backend, settings.graphs, settings.log_level,
         ))  # fmt: skip
         threading.Thread(target=self._read, args=(self._connection, self._process), daemon=True).start()
 
@@ -239,6 +239,7 @@ class LocalWorker:
 
     def _fail(self, model: str, why: str) -> None:
         """A model cannot be loaded, or with START none can: its jobs fail, and those that come in the next seconds."""
+        log.error("no model can be loaded" if model == START else "a model is given up", model=model, error=why)
         self._failures[model] = time.monotonic(), why
         if model == START:
             self._state = WorkerState("failed", error=why)

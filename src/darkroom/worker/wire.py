@@ -25,6 +25,7 @@ class Order:
     max_lora_bytes: int
     backend: str
     graphs: Path  # the folder of converted models
+    log_level: str
 
 
 @dataclass(frozen=True)
