@@ -263,7 +263,10 @@ def test_int8_is_near_the_reference_alone_and_in_company(lab: Lab, checkpoint: P
 
 
 def test_int8_is_kept_and_tells_how_far_it_is_off(sd3: FastLab, tmp_path: Path) -> None:
-    """Of the other family; and what is gone is made again in int8."""
+    """Of the other family; what is gone is made again in int8, and what was made without int8 stays."""
+    plain, older = graphs_folder(tmp_path, sd3.card), graphs_folder(tmp_path, sd3.card, int8=True).with_name("older")
+    plain.mkdir(parents=True)
+    older.mkdir(parents=True)
     lab = FastLab(sd3.lab, Path(sd3.card.path or ""), INT8, tmp_path)
     backends, folder = Backends(INT8, tmp_path, ROOM), graphs_folder(tmp_path, lab.card, int8=True)
     choice = read_choice(folder)
@@ -271,7 +274,8 @@ def test_int8_is_kept_and_tells_how_far_it_is_off(sd3: FastLab, tmp_path: Path) 
     assert choice.backend == INT8
     assert "%" in choice.why
     assert backends.foreseen(lab.card, 1, "cpu", "float32") == choice
-    assert folder != graphs_folder(tmp_path, lab.card)
+    assert plain.exists()
+    assert not older.exists()
     made = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert backends.accelerate(lab.lab.family, lab.card) is not None
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == made

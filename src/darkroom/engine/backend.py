@@ -179,10 +179,11 @@ def _words_for(error: Exception) -> str:
 
 
 def graphs_folder(root: Path, card: ModelCard, int8: bool = False) -> Path:
-    """Where the graphs of a model lie: other weights, another version or another layout, another folder."""
+    """Where the graphs of a model lie: other weights, another version or another layout, another folder; int8's lie apart, for a change of the setting
+    must not cost a conversion."""
     made_by = [LAYOUT, *(version(package) for package in ("openvino", "diffusers", "torch", *(["nncf"] if int8 else [])))]
     key = hashlib.sha256(json.dumps([stamps(Path(card.path or "")), made_by]).encode()).hexdigest()[:16]
-    return root / card.name / key
+    return root / card.name / (INT8 if int8 else OPENVINO) / key
 
 
 def read_choice(folder: Path) -> Choice | None:
@@ -239,7 +240,7 @@ def _check_disk(folder: Path, weights: int) -> None:
 
 
 def _clear_older(folder: Path) -> None:
-    """Graphs of the same model from other weights or versions."""
+    """Graphs of the same model, in the same numbers, from other weights or versions."""
     for other in folder.parent.iterdir():
         if other != folder and not other.name.endswith(".partial"):
             shutil.rmtree(other, ignore_errors=True)
