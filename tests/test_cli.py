@@ -110,6 +110,7 @@ def test_generate_and_edit_without_a_server(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) == 1
     assert "backend" in done.stderr
     assert Image.open(two).size == (128, 192)
+    assert "is a folder" in cli("generate", "a cat", "-o", str(tmp_path), *small).stderr
     wrong = cli("generate", "a cat", "--width", "100", *small)
     assert wrong.returncode == 1
     assert "width must be a multiple of 64" in wrong.stderr

@@ -18,12 +18,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from darkroom.access import Access
 from darkroom.errors import DarkroomError, Unavailable
 from darkroom.licences import Licences
 from darkroom.sessions import Sessions
 from darkroom.types import Limits, ModelCard
 from darkroom.webhooks import Webhooks
+
+log = structlog.get_logger("admin")
 
 MAX_LINE = 2**16
 LONGEST_PATH = 100  # bytes that the name of a Unix socket may safely have
@@ -159,6 +163,9 @@ async def _reply(calls: Calls, line: bytes) -> dict[str, Any]:
         return {"error": error.lines}
     except (KeyError, TypeError):
         return {"error": ["the call lacks an argument"]}
+    except Exception:
+        log.exception("a fault of ours", call=line[:100])
+        return {"error": ["the server failed at this call; its log says more"]}
 
 
 def _new_socket_path(data_dir: Path) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import subprocess
 import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from darkroom.engine.lora_header import Head, Unfit, read_head
@@ -112,7 +113,8 @@ def test_files_that_are_broken() -> None:
             read(content)
     with pytest.raises(Unfit, match="numbers must be of"):
         read(lora(kohya(f"lora_unet_{FLAT}"), "I64"))
-    for note in ("{", "[]", "7"):
+    strange = ('{"unet.lora_alpha": 1, "unet.alpha_pattern": ["x"]}', '{"unet.lora_alpha": "much"}', '{"unet.alpha_pattern": {"a": 1e400}}')
+    for note in ("{", "[]", "7", *strange):
         with pytest.raises(Unfit, match="note"):
             read(lora(kohya(f"lora_unet_{FLAT}"), lora_adapter_metadata=note))
 
@@ -131,11 +133,12 @@ def test_a_head_that_promises_gigabytes_is_not_read() -> None:
     assert content.most == 8
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
     st.sampled_from(["dtype", "shape", "data_offsets", "__metadata__", f"lora_unet_{FLAT}.alpha", "a"]), inner, max_size=3), max_leaves=8)  # fmt: skip
 
 
 @given(JSON)
+@example({f"lora_unet_{FLAT}.alpha": {"dtype": "F16", "shape": [math.inf], "data_offsets": [0, 2]}})
 def test_any_head_is_read_or_refused_never_a_fault(head: Any) -> None:
     text = json.dumps(head).encode()
     content = len(text).to_bytes(8, "little") + text

@@ -137,6 +137,37 @@ def test_a_named_model_whose_files_are_gone_spoils_no_other(tmp_path: Path) -> N
     assert resolve("demo-xl", data).path
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model_index.json", None), ("model_index.json", '{"_class'), ("model_index.json", "[]"), ("transformer/config.json", None),
+        ("transformer/config.json", '{"pos_embed_max_size": "many"}'), ("darkroom.json", '{"language": ["a cat"]}'), ("darkroom.json", "\x00"),
+    ],
+)  # fmt: skip
+def test_a_named_model_whose_files_cannot_be_read_spoils_no_other(tmp_path: Path, file: str, content: str | None) -> None:
+    mine, data = folder(tmp_path / "somewhere"), tmp_path / "data"
+    add("mine", str(mine), data)
+    (mine / file).unlink() if content is None else (mine / file).write_text(content)
+    assert resolve("mine", data).path is None
+    assert resolve("demo-xl", data).path
+    with pytest.raises((NotFound, Unsupported), match=r"somewhere|config"):
+        resolve(str(mine), data)
+    assert "forgotten" in remove(resolve("mine", data), data)
+
+
+def test_a_pulled_model_is_under_its_licence_by_its_path_too(tmp_path: Path) -> None:
+    hub_id = "stabilityai/stable-diffusion-3.5-medium"
+    path = folder(tmp_path / "models" / "stabilityai--stable-diffusion-3.5-medium")
+    with pytest.raises(Unsupported, match="darkroom models pull stabilityai"):
+        resolve(str(path), tmp_path)
+    pulled(path, hub_id)
+    assert resolve(str(path), tmp_path) == resolve(hub_id, tmp_path)
+    assert add("mine", str(path), tmp_path).licence.asks
+    assert resolve("mine", tmp_path).licence == resolve(hub_id, tmp_path).licence
+    (path / "model_index.json").write_text("")
+    assert resolve("demo-xl", tmp_path).path, "a pulled model that is damaged spoils no other"
+
+
 def test_auto_is_the_manuals_model_where_it_is_installed(tmp_path: Path) -> None:
     assert resolve("auto", tmp_path).name == "demo-xl"
     folder = tmp_path / "models" / "stabilityai--stable-diffusion-xl-base-1.0"
@@ -149,3 +180,8 @@ def test_auto_is_the_manuals_model_where_it_is_installed(tmp_path: Path) -> None
 def test_the_settings_may_name_models_too(tmp_path: Path) -> None:
     mine = folder(tmp_path / "somewhere")
     assert resolve("mine", tmp_path, {"mine": str(mine)}).path == str(mine)
+    for name in ("sdxl-turbo", "demo-xl", "auto", "a,b"):
+        with pytest.raises(Invalid, match="setting models"):
+            known(tmp_path, {name: str(mine)})
+    with pytest.raises(Invalid, match="the name must be free"):
+        add("mine", str(mine), tmp_path, {"mine": str(mine)})

@@ -244,7 +244,14 @@ def test_a_pulled_model_is_shown_verified_and_removed(hub: Hub, painter: Reposit
     assert damaged.returncode == 1
     assert "vae/config.json is not what the hub stated" in damaged.stdout
     assert "unet/diffusion_pytorch_model.fp16.safetensors is missing" in damaged.stdout
-    assert "darkroom models remove maker/painter && darkroom models pull maker/painter" in damaged.stderr
+    assert run("models", "add", "mine", "maker/painter").returncode == 0
+    listed = [line.split()[0] for line in run("models", "list").stdout.splitlines()]
+    assert "mine" in listed
+    assert "maker/painter" not in listed, "twice the same"
+    for name in ("maker/painter", "mine"):
+        damaged = run("models", "verify", name)
+        assert "darkroom models remove maker/painter && darkroom models pull maker/painter" in damaged.stderr
+    assert run("models", "remove", "mine", "--yes").returncode == 0
     assert run("models", "remove", "maker/painter").returncode == 1  # not asked, not removed
     assert folder.exists()
     assert run("models", "remove", "maker/painter", "--yes").returncode == 0

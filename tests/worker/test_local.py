@@ -215,6 +215,17 @@ async def test_why_no_model_can_be_loaded_stands_in_the_log(tmp_path: Path) -> N
             assert [(line["log_level"], "are not here" in line["error"]) for line in lines] == [("error", True)]
 
 
+async def test_a_load_that_takes_too_long_is_told_as_that_and_not_as_a_death(tmp_path: Path) -> None:
+    async with working(tmp_path, load_timeout=0.2) as worker:
+        first = await outcome(worker, "a")
+        while worker._process is not None:
+            await asyncio.sleep(0.01)
+        second = await outcome(worker, "b")
+        for event in (first, second):
+            assert isinstance(event, Failed)
+            assert "was not loaded after 0.2 s" in event.message
+
+
 async def test_a_forecast_is_near_what_then_happens(tmp_path: Path) -> None:
     sizes = [replace(PARAMS, width=side, height=side, cfg=cfg) for side in (128, 192) for cfg in (1.0, 7.0)]
     load = [replace(sizes[i % 4], steps=(10, 30, 20, 15, 25)[i % 5], seed=i + 1) for i in range(12)]

@@ -58,10 +58,11 @@ def cards_of(settings: Settings) -> list[ModelCard]:
 
 def bring(settings: Settings) -> list[ModelCard]:
     """The cards to serve; weights that the hub has are pulled first. Without them the server still starts, and says what it lacks."""
-    return [_brought(card, settings) for card in cards_of(settings)]
+    return [brought(card, settings) for card in cards_of(settings)]
 
 
-def _brought(card: ModelCard, settings: Settings) -> ModelCard:
+def brought(card: ModelCard, settings: Settings) -> ModelCard:
+    """The card with its weights; where they cannot be pulled, it says why and stays without."""
     from darkroom.models.pull import pull
 
     if card.path is None and card.hub_id:

@@ -25,12 +25,14 @@ def models_list(data_dir: DataDir = None, as_json: Json = False) -> None:
     from darkroom.models.catalogue import asked_by, known, pull_command, pulled
 
     settings = settings_of(data_dir=data_dir)
-    cards = known(settings.data_dir, settings.models) + pulled(settings.data_dir)
+    named = {card.name: card for card in known(settings.data_dir, settings.models)}
+    hub_ids = {card.hub_id for card in named.values()}
+    named |= {asked_by(card): card for card in pulled(settings.data_dir) if card.hub_id not in hub_ids}
     if as_json:
-        typer.echo(json.dumps([_facts(card) for card in cards], indent=2))
+        typer.echo(json.dumps([_facts(card) for card in named.values()], indent=2))
         return
-    for card in cards:
-        typer.echo(f"{asked_by(card)}  {card.family}  {card.licence.name}  {card.path or 'not here; ' + pull_command(card)}")
+    for name, card in named.items():
+        typer.echo(f"{name}  {card.family}  {card.licence.name}  {card.path or 'not here; ' + pull_command(card)}")
 
 
 @models_app.command("show")
@@ -75,7 +77,8 @@ def models_add(name: str, source: Annotated[str, typer.Argument(help="a diffuser
     """Give a model of your own a name."""
     from darkroom.models.catalogue import add
 
-    card = add(name, source, settings_of(data_dir=data_dir).data_dir)
+    settings = settings_of(data_dir=data_dir)
+    card = add(name, source, settings.data_dir, settings.models)
     typer.echo(f"{card.name}  {card.family}  {card.path or card.hub_id}")
 
 
@@ -94,14 +97,16 @@ def models_remove(name: str, data_dir: DataDir = None, yes: Yes = False) -> None
 @models_app.command("verify")
 def models_verify(name: str, data_dir: DataDir = None) -> None:
     """Hold the files of a pulled model against the hashes that the hub stated."""
+    from darkroom.models.catalogue import asked_by
     from darkroom.models.pull import verify
 
     settings = settings_of(data_dir=data_dir)
-    faults = verify(card_of(name, settings), settings.data_dir)
+    card = card_of(name, settings)
+    faults = verify(card, settings.data_dir)
     for fault in faults:
         typer.echo(f"✗ {fault}")
     if faults:
-        raise failure(f"{name} is damaged; to mend it: darkroom models remove {name} && darkroom models pull {name}")
+        raise failure(f"{name} is damaged; to mend it: darkroom models remove {asked_by(card)} && darkroom models pull {asked_by(card)}")
     typer.echo(f"✓ {name} is what the hub stated")
 
 

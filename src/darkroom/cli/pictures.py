@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from darkroom.cli.building import bring
+from darkroom.cli.building import brought, cards_of
 from darkroom.cli.flags import DataDir, Model, settings_of
-from darkroom.errors import DarkroomError
+from darkroom.errors import DarkroomError, NotFound
 from darkroom.settings import Settings
 from darkroom.types import Failed, Finished, Loading, ModelCard, Params, Progress
 
@@ -67,11 +67,16 @@ def _make(fields: dict[str, str | None], image: Path | None, output: Path, setti
     from darkroom import picture
     from darkroom.admin import make_data_dir
     from darkroom.jobs.notes import notes_on
+    from darkroom.models.catalogue import pull_command
 
-    card = bring(settings)[0]
-    params = _params({name: value for name, value in fields.items() if value is not None}, image, card, settings)
     if not output.parent.is_dir():
         raise DarkroomError(f"{output.parent} is not a folder, so {output.name} cannot be written there")
+    if output.is_dir():
+        raise DarkroomError(f"{output} is a folder; name the picture's file")
+    card = brought(cards_of(settings)[0], settings)
+    if card.path is None:
+        raise NotFound(f"the weights of {card.name} are not here; bring them with: {pull_command(card)}")
+    params = _params({name: value for name, value in fields.items() if value is not None}, image, card, settings)
     make_data_dir(settings.data_dir)
     finished = asyncio.run(_run(card, params, settings))
     try:
@@ -110,9 +115,11 @@ async def _run(card: ModelCard, params: Params, settings: Settings) -> Finished:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
+    from darkroom import log
     from darkroom.worker.local import LocalWorker
 
     quiet = settings if "log_level" in settings.model_fields_set else settings.model_copy(update={"log_level": "warning"})
+    log.to_stderr(quiet.log_level)
     worker = LocalWorker([card], quiet)
     await worker.start()
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_HEAD = 10_000_000  # bytes; that of a LoRA for SDXL with every layer has some 400,000
+MAX_ALPHA = 10**6  # ranks and alphas go to some hundreds
 FLOATS = ("F64", "F32", "F16", "BF16")
 SUFFIX = ".safetensors"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -86,7 +87,7 @@ def _read(content: BinaryIO, size: int) -> tuple[dict[str, Shape], dict[str, str
         ends = [entry["data_offsets"][1] for entry in head.values()]
         kinds = {entry["dtype"] for entry in head.values()}
         whole = 8 + length + max(ends, default=0) == size
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise Unfit("its head is broken") from error
     if not whole:
         raise Unfit("it is cut off, or longer than its head says")
@@ -146,4 +147,11 @@ def _noted(metadata: dict[str, str]) -> dict[str, Any]:
         raise Unfit(f"its note {NOTED} is broken") from error
     if not isinstance(noted, dict):
         raise Unfit(f"its note {NOTED} is broken")
+    patterns = [value for name, value in noted.items() if name.endswith(".alpha_pattern") and value]
+    if not all(isinstance(pattern, dict) for pattern in patterns):
+        raise Unfit(f"an alpha_pattern in its note {NOTED} is no object")
+    alphas = [value for name, value in noted.items() if name.endswith(".lora_alpha") and value is not None]
+    for alpha in (*alphas, *(other for pattern in patterns for other in pattern.values())):
+        if not isinstance(alpha, int | float) or not abs(alpha) <= MAX_ALPHA:
+            raise Unfit(f"an alpha in its note {NOTED} is no number up to {MAX_ALPHA}")
     return noted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from darkroom.engine.weights import SD3_BLOCKS
 from darkroom.errors import NotFound, Unsupported
@@ -35,7 +36,7 @@ def card_at(path: Path) -> ModelCard:
 
 def family_of(folder: Path) -> str:
     """The family of a diffusers folder. Raises Unsupported."""
-    index = json.loads((folder / "model_index.json").read_text())
+    index = _said(folder / "model_index.json")
     family = FAMILIES.get(index.get("_class_name", ""))
     if family is None:
         raise Unsupported(f"{folder.name}/model_index.json: _class_name must be one of {', '.join(FAMILIES)}, got {index.get('_class_name')!r}")
@@ -43,9 +44,16 @@ def family_of(folder: Path) -> str:
 
 
 def read_card(folder: Path) -> ModelCard:
-    """The card of a diffusers folder; a darkroom.json in it may say more than model_index.json does."""
+    """The card of a diffusers folder; a darkroom.json in it may say more than model_index.json does. Raises Unsupported."""
     family = family_of(folder)
-    own = json.loads((folder / "darkroom.json").read_text()) if (folder / "darkroom.json").exists() else {}
+    own = _said(folder / "darkroom.json") if (folder / "darkroom.json").exists() else {}
+    try:
+        return _card(folder, family, own)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Unsupported(f"what {folder.name} says of itself in darkroom.json or transformer/config.json is not understood ({error})") from error
+
+
+def _card(folder: Path, family: str, own: dict[str, Any]) -> ModelCard:
     language = own.get("language", {})
     fields = _bounds(folder, family) | {field: own[field] for field in STATED if field in own}
     if "license" in own:
@@ -60,9 +68,20 @@ def _bounds(folder: Path, family: str) -> dict[str, int]:
     """SD 3.x's transformer knows positions up to pos_embed_max_size patches a side, which may be fewer than a card allows."""
     if family != "sd3":
         return {}
-    config = json.loads((folder / "transformer" / "config.json").read_text())
+    config = _said(folder / "transformer" / "config.json")
     most = (config.get("pos_embed_max_size") or ModelCard.max_side) * config.get("patch_size", 2) * LATENT_PIXELS
     return {"max_side": min(most // 64 * 64, ModelCard.max_side)}
+
+
+def _said(file: Path) -> dict[str, Any]:
+    """What stands in a JSON file of a model's folder. Raises Unsupported."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise Unsupported(f"{file.parent.name}/{file.name} cannot be read ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise Unsupported(f"{file.parent.name}/{file.name} must hold a JSON object")
+    return content
 
 
 def _family_of(file: Path) -> str:

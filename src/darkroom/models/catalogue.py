@@ -51,8 +51,12 @@ OURS = frozenset((*DEMOS, *(card.name for card in KNOWN)))
 
 def known(data_dir: Path, extra: Mapping[str, str] = NONE) -> list[ModelCard]:
     """Every model known by name, with its path where the weights are on this machine: ours, and those that the operator
-    named in the settings (`extra`) or by `darkroom models add`."""
-    cards = [*in_the_box(), *(_located(card, data_dir) for card in KNOWN)]
+    named in the settings (`extra`) or by `darkroom models add`. Raises Invalid for a name in the settings that is none."""
+    for name in extra:
+        if not NAME.fullmatch(name) or name in ("auto", *OURS):
+            raise Invalid(f"a name in the setting models must be of letters, digits, dots, dashes and underscores and not one of ours, got {name!r}",
+                          name="invalid_name")  # fmt: skip
+    cards = [*in_the_box(), *(_listed(card, data_dir) for card in KNOWN)]
     named = {**added(data_dir), **extra}
     return cards + [_named(name, source, data_dir) for name, source in named.items()]
 
@@ -71,13 +75,14 @@ def added(data_dir: Path) -> dict[str, str]:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def add(name: str, source: str, data_dir: Path) -> ModelCard:
+def add(name: str, source: str, data_dir: Path, extra: Mapping[str, str] = NONE) -> ModelCard:
     """Give a model of the operator's a name. Raises Invalid for a name that is taken or no name, NotFound or Unsupported for
     a source that is no model."""
-    if not NAME.fullmatch(name) or name in ("auto", *(card.name for card in known(data_dir))):
+    if not NAME.fullmatch(name) or name in ("auto", *(card.name for card in known(data_dir, extra))):
         raise Invalid(f"the name must be free, of letters, digits, dots, dashes and underscores, got {name!r}", name="invalid_name")
     card = _meant(source, data_dir)
-    _note(added(data_dir) | {name: str(Path(card.path).resolve()) if card.hub_id is None and card.path else source}, data_dir)
+    path = Path(source).expanduser()
+    _note(added(data_dir) | {name: str(path.resolve()) if path.exists() else source}, data_dir)
     return replace(card, name=name)
 
 
@@ -109,7 +114,7 @@ def pulled(data_dir: Path) -> list[ModelCard]:
     markers = sorted((data_dir / "models").glob(f"*/{COMPLETE}"))
     hub_ids = [json.loads(marker.read_text())["hub_id"] for marker in markers]
     ours = {card.hub_id for card in KNOWN}
-    return [_located(_hub_card(hub_id), data_dir) for hub_id in hub_ids if hub_id not in ours]
+    return [_listed(_hub_card(hub_id), data_dir) for hub_id in hub_ids if hub_id not in ours]
 
 
 def resolve(name: str, data_dir: Path, extra: Mapping[str, str] = NONE) -> ModelCard:
@@ -133,11 +138,21 @@ def _meant(source: str, data_dir: Path) -> ModelCard:
     """The card of a path or a hub id. Raises NotFound or Unsupported."""
     path = Path(source).expanduser()
     if path.exists():
-        return card_at(path.resolve())
+        return _pulled_at(path.resolve(), data_dir) or card_at(path.resolve())
     if not HUB_ID.fullmatch(source):
         raise NotFound(f"{source!r} is no diffusers folder, no .safetensors file and no hub id (owner/name)")
     ours = next((card for card in KNOWN if card.hub_id == source), None)
     return _located(ours or _hub_card(source), data_dir)
+
+
+def _pulled_at(path: Path, data_dir: Path) -> ModelCard | None:
+    """The card of a folder that `pull` fills: by its path too a model is under its own licence. None for any other path. Raises Unsupported where
+    the pull was broken off."""
+    if path.parent != (data_dir / "models").resolve() or "--" not in path.name or not path.is_dir():
+        return None
+    if not (path / COMPLETE).exists():
+        raise Unsupported(f"{path.name} was not pulled whole; go on with: darkroom models pull {path.name.replace('--', '/', 1)}")
+    return _meant(json.loads((path / COMPLETE).read_text())["hub_id"], data_dir)
 
 
 def pull_command(card: ModelCard) -> str:
@@ -172,9 +187,17 @@ def _hub_card(hub_id: str) -> ModelCard:
     return ModelCard(hub_id.split("/")[1], "sdxl", None, hub_id=hub_id)
 
 
+def _listed(card: ModelCard, data_dir: Path) -> ModelCard:
+    """The located card; without a path where what was pulled is damaged, for it must spoil no other."""
+    try:
+        return _located(card, data_dir)
+    except Unsupported:
+        return card
+
+
 def _located(card: ModelCard, data_dir: Path) -> ModelCard:
     """The card with the path of its weights, the family and bounds that lie there, and the licence that the hub states,
-    where they were pulled whole."""
+    where they were pulled whole. Raises Unsupported where they cannot be read."""
     marker = folder_for(card, data_dir) / COMPLETE
     if not marker.exists():
         return card

@@ -233,7 +233,7 @@ class LocalWorker:
 
     def _check_load(self, load: tuple[Any, str]) -> None:
         if load == self._load and load[0] is self._process:
-            self._load_deaths[load[1]] = MAX_LOAD_DEATHS
+            self._load = None  # so that its end, by our hand, is not taken for one in the load
             self._fail(load[1], f"the model was not loaded after {self._settings.load_timeout:g} s")
             self._process.kill()  # type: ignore[union-attr]
 
@@ -338,7 +338,7 @@ class LocalWorker:
         return None
 
     def _missing(self, card: ModelCard) -> str:
-        return f"the weights of {card.name} are not here; bring them with: {pull_command(card)}"
+        return f"the weights of {card.name} are not here; bring them with: {pull_command(card)}, then start the server again"
 
     @staticmethod
     def _load_failure(job_id: str, why: str) -> Failed:
