@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -95,6 +96,15 @@ def test_services_and_keys_without_a_server(tmp_path: Path) -> None:
     made = json.loads(cli("service", "create", "second", "--json", *data).stdout)
     assert [row["id"] for row in json.loads(cli("service", "list", "--json", *data).stdout)][-1] == made["id"]
     assert cli("key", "create", "--service", "svc-nothing0", *data).returncode == 1
+
+
+def test_a_call_over_the_socket_that_is_none_gets_an_answer_and_stays_out_of_the_log(server: Server) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect((server.data_dir / "admin.path").read_text())
+        connection.sendall(b'{"call": "password", "to": "hunter2\n')
+        assert b"the server failed" in connection.makefile("rb").readline()
+    assert server.logged("a fault of ours")
+    assert not re.search("hunter2", server.log.read_text())
 
 
 def test_generate_and_edit_without_a_server(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ async def _reply(calls: Calls, line: bytes) -> dict[str, Any]:
     except (KeyError, TypeError):
         return {"error": ["the call lacks an argument"]}
     except Exception:
-        log.exception("a fault of ours", call=line[:100])
+        log.exception("a fault of ours")  # without the line, which may hold a password
         return {"error": ["the server failed at this call; its log says more"]}
 
 

@@ -140,7 +140,8 @@ def test_a_named_model_whose_files_are_gone_spoils_no_other(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("model_index.json", None), ("model_index.json", '{"_class'), ("model_index.json", "[]"), ("transformer/config.json", None),
+        ("model_index.json", None), ("model_index.json", '{"_class'), ("model_index.json", "[]"), ("model_index.json", '{"_class_name": []}'),
+        ("transformer/config.json", None),
         ("transformer/config.json", '{"pos_embed_max_size": "many"}'), ("darkroom.json", '{"language": ["a cat"]}'), ("darkroom.json", "\x00"),
     ],
 )  # fmt: skip

@@ -37,7 +37,7 @@ def card_at(path: Path) -> ModelCard:
 def family_of(folder: Path) -> str:
     """The family of a diffusers folder. Raises Unsupported."""
     index = _said(folder / "model_index.json")
-    family = FAMILIES.get(index.get("_class_name", ""))
+    family = FAMILIES.get(str(index.get("_class_name")))
     if family is None:
         raise Unsupported(f"{folder.name}/model_index.json: _class_name must be one of {', '.join(FAMILIES)}, got {index.get('_class_name')!r}")
     return family
