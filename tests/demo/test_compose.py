@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 
 from darkroom.demo import compose, judge, language, scenes, sprites, templates
 from darkroom.demo.scenes import Figure, Scene, Spot
@@ -75,3 +75,23 @@ def test_judge_minds_the_order_of_a_pair():
         (cat, "to the left of"): True, (cat, "above"): False, (cat, "and"): True,
         (tree, "to the left of"): False, (tree, "above"): False, (tree, "and"): True,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", scenes.SPAN)
+@pytest.mark.parametrize("shape", language.SHAPES)
+def test_judge_knows_a_shape_whose_corners_are_soft(shape, size):
+    scene = Scene((Figure(shape, "green"),), "red", size=size)
+    image = compose.compose(scene, [Spot(0.5, 0.5, sum(scenes.SPAN[size]) / 2)], 256)
+    for radius in (1, 3):
+        assert judge.is_right(image.filter(ImageFilter.GaussianBlur(radius)), scene), radius
+
+
+def test_judge_refuses_a_shape_that_is_spoilt():
+    ring = Scene((Figure("ring", "orange"),), "purple")
+    image = compose.compose(ring, [Spot(0.5, 0.5, 0.6)], 256)
+    ImageDraw.Draw(image).ellipse([94, 94, 162, 162], fill="blue")  # something in its middle
+    assert not judge.is_right(image, ring)
+    star = Scene((Figure("star", "green"),), "purple")
+    image = compose.compose(star, [Spot(0.4, 0.4, 0.33)], 256)
+    ImageDraw.Draw(image).ellipse([170, 170, 190, 190], fill="blue")  # something beside it
+    assert not judge.is_right(image, star)

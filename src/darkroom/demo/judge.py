@@ -61,7 +61,7 @@ def _only(view: View, part: np.ndarray) -> View:
 
 
 def is_figure(view: View, figure: Figure) -> bool:
-    """Whether the foreground is this one figure: a thing by its nearest template, a shape by its colour and moments."""
+    """Whether the foreground is this one figure: a thing by its nearest template, a shape by its colour and outline."""
     box = bounds(view.mask)
     if box is None or view.mask.mean() < FILLED:
         return False

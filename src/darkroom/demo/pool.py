@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .compose import as_array, compose
-from .scenes import caption, draw_training_scene, place
+from .scenes import TAUGHT_SHAPES, caption, draw_training_scene, place
 
 KEPT_IN_MEMORY = 3000  # batches, about 0.1 MB each
 
@@ -31,9 +31,9 @@ class Batch:
 class Pool:
     """The batches of one training run: pool[k] makes batch k or reads it back."""
 
-    def __init__(self, vae, folder: Path, rows: dict[int, int], shares: dict[int, float], seed: int):
-        """rows: side in pixels -> pictures in a batch; shares: side -> part of the batches."""
-        self.vae, self.folder, self.rows, self.shares, self.seed = vae, folder, rows, shares, seed
+    def __init__(self, vae, folder: Path, rows: dict[int, int], shares: dict[int, float], seed: int, shapes: float = TAUGHT_SHAPES):
+        """rows: side in pixels -> pictures in a batch; shares: side -> part of the batches; shapes: part of the figures."""
+        self.vae, self.folder, self.rows, self.shares, self.seed, self.shapes = vae, folder, rows, shares, seed, shapes
         self.memory: OrderedDict[int, Batch] = OrderedDict()
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -51,7 +51,7 @@ class Pool:
     def _make(self, k: int) -> Batch:
         rng = random.Random(f"{self.seed} {k}")
         side = rng.choices(list(self.shares), list(self.shares.values()))[0]
-        scenes = [draw_training_scene(rng) for _ in range(self.rows[side])]
+        scenes = [draw_training_scene(rng, self.shapes) for _ in range(self.rows[side])]
         pictures = as_array([compose(scene, place(rng, scene), side) for scene in scenes])
         batch = Batch(self._encode(torch.from_numpy(pictures), rng), [caption(rng, scene) for scene in scenes], side)
         partial = self.folder / f"{k}.partial"

@@ -88,10 +88,10 @@ def draw_scene(rng: random.Random, kind: str, shapes: float = 0.3, things: Seque
     return Scene(pair, ground, relation=rng.choice(RELATIONS))
 
 
-def draw_training_scene(rng: random.Random) -> Scene:
-    """A scene that is not held out."""
+def draw_training_scene(rng: random.Random, shapes: float = TAUGHT_SHAPES) -> Scene:
+    """A scene that is not held out; `shapes` of its figures are shapes."""
     while True:
-        scene = draw_scene(rng, rng.choices(("one", "two", "deed"), (60, 37, 3))[0], TAUGHT_SHAPES, TAUGHT, sizes=TAUGHT_SIZES)
+        scene = draw_scene(rng, rng.choices(("one", "two", "deed"), (60, 37, 3))[0], shapes, TAUGHT, sizes=TAUGHT_SIZES)
         if not scene.held_out:
             return scene
 

@@ -1,4 +1,4 @@
-"""What the judge measures a picture with: its background, its foreground, the nearest template and the moments of a shape."""
+"""What the judge measures a picture with: its background, its foreground, and the nearest template of a thing or a shape."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .scenes import FACES, Figure
 SIDE = 128  # pictures are judged at this size
 GRID = 32  # and figures compared at this one
 TOLD_APART = 48  # of 255, largest channel: foreground differs so much from the background
+ALIKE = 0.75  # least part of a shape's and the foreground's cover together that both cover
 SHIFTS = (-0.04, 0.0, 0.04)  # of the window's side
 SCALES = (0.93, 1.0, 1.08)
 
@@ -136,25 +137,21 @@ def _cuts(view: View, w: Window):
                 yield np.asarray(_cut(padded, (left, top, left + side, top + side), GRID), dtype=np.float32)
 
 
-def moments(mask: np.ndarray) -> np.ndarray:
-    """Of a shape: Hu's first invariant, cover of its box, cover of its middle, and spread of the distances from its middle."""
-    left, top, right, bottom = bounds(mask) or (0, 0, *mask.shape[::-1])
-    cut = mask[top:bottom, left:right]
-    y, x = np.nonzero(cut)
-    y, x = y - y.mean(), x - x.mean()
-    r2 = x * x + y * y
-    h, w = cut.shape
-    middle = cut[round(0.4 * h) : round(0.6 * h) + 1, round(0.4 * w) : round(0.6 * w) + 1].mean()
-    return np.array([r2.mean() / len(x) * 4, cut.mean() * 2, middle, (r2**2).mean() / r2.mean() ** 2 * 0.7])
-
-
 @cache
-def _shape_moments() -> dict[str, np.ndarray]:
-    images = {name: figure_image(Figure(name, "black")).resize((SIDE, SIDE)) for name in SHAPES}
-    return {name: moments(np.asarray(image)[..., 3] > 127) for name, image in images.items()}
+def _shape_covers() -> np.ndarray:
+    """[shapes, GRID, GRID] cover 0..1."""
+    return np.stack([_template(figure_image(Figure(name, "black")))[..., 3] for name in SHAPES])
 
 
-def shape_name(mask: np.ndarray) -> str:
-    """The shape whose moments are nearest."""
-    seen = moments(mask)
-    return min(SHAPES, key=lambda name: float(np.linalg.norm(seen - _shape_moments()[name])))
+def shape_name(mask: np.ndarray) -> str | None:
+    """The shape whose cover shares most with the foreground's at the best shift and scale (intersection over union), or None
+    where none shares ALIKE with it."""
+    box = bounds(mask)
+    if box is None:
+        return None
+    covers, best = _shape_covers(), np.zeros(len(SHAPES))
+    seen = View(np.repeat(mask[..., None] * 255.0, 3, -1), np.zeros(3), mask)
+    for cut in _cuts(seen, window(box)):
+        cover = cut[..., 0] / 255
+        best = np.maximum(best, np.minimum(covers, cover).sum((1, 2)) / np.maximum(covers, cover).sum((1, 2)))
+    return SHAPES[int(best.argmax())] if best.max() >= ALIKE else None

@@ -21,6 +21,7 @@ from .autoencoder import measure_scale, train_autoencoder, train_decoder
 from .folder import save_folder
 from .nets import FULL, TINY, Nets, retokenize
 from .pool import Batch, Pool
+from .scenes import TAUGHT_SHAPES
 from .sd35 import SD35
 from .sheet import write_sheet
 from .vocabulary import make_tokenizer
@@ -50,6 +51,7 @@ class Plan:
     window: int = 1500  # newest batches a step draws from
     decay: float = 0.999  # of the averaged weights
     guidance: float = 1.0  # under which answers with a caption are taught to be right
+    shapes: float = TAUGHT_SHAPES  # part of the figures that are shapes
     rows: dict[int, int] = field(default_factory=lambda: dict(ROWS))
 
     def rate_at(self, step: int) -> float:
@@ -76,7 +78,7 @@ class Trainer:
 
     def _pool(self, name: str, shares: dict[int, float]) -> Pool:
         known = {side: share for side, share in shares.items() if side in self.plan.rows} or dict.fromkeys(self.plan.rows, 1.0)
-        return Pool(self.nets.vae, self.folder / f"pool-{name}", self.plan.rows, known, self.plan.seed)
+        return Pool(self.nets.vae, self.folder / f"pool-{name}", self.plan.rows, known, self.plan.seed, self.plan.shapes)
 
     def advance(self) -> float:
         """One step of training; the loss."""
@@ -173,6 +175,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--small-first", type=float, help="first part of the steps at small sizes (0.4; with --init 0)")
     parser.add_argument("--large-last", type=float, default=Plan.large_last, help="part of the steps from which on large sizes prevail")
     parser.add_argument("--guidance", type=float, default=Plan.guidance, help="under which answers with a caption are taught to be right (1: by themselves)")
+    parser.add_argument("--shapes", type=float, default=Plan.shapes, help="part of the figures taught that are shapes, not things")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes of CPU time on two cores")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; pictures differ in the last bits by their number")
@@ -202,7 +205,8 @@ def main() -> None:
     if args.decoder_steps:
         train_decoder(nets.vae, args.state, args.decoder_steps, args.seed)
     small_first = args.small_first if args.small_first is not None else (0.0 if args.init else Plan.small_first)
-    plan = Plan(steps=args.steps, seed=args.seed, rate=args.rate, small_first=small_first, large_last=args.large_last, guidance=args.guidance)
+    plan = Plan(steps=args.steps, seed=args.seed, rate=args.rate, small_first=small_first, large_last=args.large_last, guidance=args.guidance,
+                shapes=args.shapes)  # fmt: skip
     trainer = Trainer(nets, plan, args.state)
     print("goes on from step" if trainer.load() else "starts at step", trainer.step, flush=True)
     run(trainer, args.out, args.every, args.sheet_every, args.minutes and args.minutes * 120)
