@@ -55,8 +55,9 @@ def test_a_model_is_served_only_once_its_licence_was_accepted(serve: Callable[..
 def test_an_acceptance_is_of_one_model_and_one_version(tmp_path: Path) -> None:
     folder = bound(tmp_path / "painter", "openrail++")
     data = ("--data-dir", str(tmp_path / "data"))
-    assert cli("models", "accept", str(folder), "--yes", *data).returncode == 0
-    assert cli("models", "accept", str(folder), "--yes", *data).returncode == 0  # twice is once
+    first, second = (cli("models", "accept", str(folder), "--yes", "--json", *data) for _ in range(2))
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert json.loads(first.stdout) == json.loads(second.stdout), "twice is once, at the time of the first"
     assert "asks nothing" in cli("models", "accept", "demo-xl", *data).stdout
 
 

@@ -23,18 +23,22 @@ class Licences:
         self._rows = rows
 
     async def accept(self, card: ModelCard) -> Acceptance:
-        """Note that the operator accepts the licence of this model, in the version that its card states."""
-        acceptance = Acceptance(card.name, card.licence.name, card.licence.version, time.time())
-        if not await self.is_accepted(card):
-            await self._rows.accept(acceptance)
-        return acceptance
+        """Note that the operator accepts the licence of this model, in the version that its card states; the acceptance that stands
+        where there is one."""
+        held = await self._held(card)
+        if held is None:
+            held = Acceptance(card.name, card.licence.name, card.licence.version, time.time())
+            if card.licence.asks:
+                await self._rows.accept(held)
+        return held
 
     async def is_accepted(self, card: ModelCard) -> bool:
         """Whether the model may be served: nothing is asked of a host, or what is asked was accepted, in this version."""
-        if not card.licence.asks:
-            return True
+        return not card.licence.asks or await self._held(card) is not None
+
+    async def _held(self, card: ModelCard) -> Acceptance | None:
         held = await self._rows.acceptances(card.name)
-        return any((one.licence, one.version) == (card.licence.name, card.licence.version) for one in held)
+        return next((one for one in held if (one.licence, one.version) == (card.licence.name, card.licence.version)), None)
 
     async def check(self, card: ModelCard) -> None:
         """Raises LicenceNotAccepted."""

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import termios
@@ -257,6 +258,17 @@ def test_a_pulled_model_is_shown_verified_and_removed(hub: Hub, painter: Reposit
     assert run("models", "remove", "maker/painter", "--yes").returncode == 0
     assert not folder.exists()
     assert "maker/painter" not in run("models", "list").stdout
+
+
+def test_a_named_model_that_is_not_here_says_what_brings_it(run: Run, tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(tiny, folder)
+    assert run("models", "add", "mine", str(folder)).returncode == 0
+    assert run("models", "add", "theirs", "maker/painter").returncode == 0
+    folder.rename(tmp_path / "elsewhere")
+    lines = run("models", "list").stdout.splitlines()
+    assert "mine  unknown  unknown  no model lies there any more" in lines
+    assert "theirs  unknown  unknown  not here; darkroom models pull maker/painter" in lines
 
 
 def test_one_progress_bar_knows_its_total_from_the_start(hub: Hub, tiny: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 @models_app.command("list")
 def models_list(data_dir: DataDir = None, as_json: Json = False) -> None:
     """The models known by name, whether their weights are here, and those that were pulled by hub id."""
-    from darkroom.models.catalogue import asked_by, known, pull_command, pulled
+    from darkroom.models.catalogue import asked_by, known, pulled
 
     settings = settings_of(data_dir=data_dir)
     named = {card.name: card for card in known(settings.data_dir, settings.models)}
@@ -32,7 +32,7 @@ def models_list(data_dir: DataDir = None, as_json: Json = False) -> None:
         typer.echo(json.dumps([_facts(card) for card in named.values()], indent=2))
         return
     for name, card in named.items():
-        typer.echo(f"{name}  {card.family}  {card.licence.name}  {card.path or 'not here; ' + pull_command(card)}")
+        typer.echo(f"{name}  {_family(card)}  {card.licence.name}  {card.path or _missing(card)}")
 
 
 @models_app.command("show")
@@ -47,13 +47,25 @@ def models_show(name: str, data_dir: DataDir = None, as_json: Json = False) -> N
             typer.echo(f"{field:<16}{line}")
 
 
+def _family(card: ModelCard) -> str:
+    """The family, where it is known: of ours always, of others once their weights are here."""
+    return card.family if card.path or card.parameters else "unknown"
+
+
+def _missing(card: ModelCard) -> str:
+    from darkroom.models.catalogue import pull_command
+
+    return f"not here; {pull_command(card)}" if card.hub_id else "no model lies there any more"
+
+
 def _facts(card: ModelCard) -> dict[str, Any]:
     from darkroom.models.catalogue import memory_bytes, pull_command
 
     gigabytes = {dtype: f"{memory_bytes(card, dtype) / 1e9:.1f} GB" for dtype in ("float32", "float16")}
     return {
-        "name": card.name, "family": card.family, "hub_id": card.hub_id or "", "path": card.path or "",
-        "pull": "" if card.path else pull_command(card), "gated": "yes: agree on its page on the hub and set HF_TOKEN" if card.gated else "no",
+        "name": card.name, "family": _family(card), "hub_id": card.hub_id or "", "path": card.path or "",
+        "pull": "" if card.path or not card.hub_id else pull_command(card),
+        "gated": "yes: agree on its page on the hub and set HF_TOKEN" if card.gated else "no",
         "on disk": f"about {card.disk_bytes / 1e9:.1f} GB" if card.disk_bytes else "unknown",
         "in memory": f"about {gigabytes['float16']} in half precision, {gigabytes['float32']} in float32" if card.parameters else "unknown",
         "sides": f"{card.default_side} by default, up to {card.max_side}",

@@ -195,8 +195,8 @@ def has_apple(view: View, apple: Figure) -> bool:
 
 def report(model: Model, sides: list[int], count: int, cfg: float, keep: Path | None) -> list[dict]:
     """Judge everything, printing as it goes."""
-    results = []
-    for side in sides:
+    results: list[dict] = []
+    for side in sides if count else []:
         for kind in KINDS:
             began = time.time()
             result = judge_kind(model, kind, side, count, cfg, keep)
