@@ -161,6 +161,17 @@ def test_run_writes_state_log_checkpoint(tiny, tmp_path):
     assert all(torch.allclose(a, b, atol=2e-3) for a, b in zip(again.trained(), trainer.average, strict=True))
 
 
+def test_the_outcome_may_lean_back_to_the_start(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, steps=2, start_part=0.25)
+    start = [p.detach().clone() for p in trainer.weights]
+    train.run(trainer, tmp_path / "out", every=1, sheet_every=0)
+    trained = torch.load(tmp_path / "state.pt")["average"]
+    assert not all(torch.equal(a, b) for a, b in zip(start, trained, strict=True))
+    again = type(tiny).load(tmp_path / "out")
+    for saved, begun, ended in zip(again.trained(), start, trained, strict=True):
+        torch.testing.assert_close(saved, 0.25 * begun + 0.75 * ended, atol=2e-3, rtol=0)
+
+
 def test_folder_says_nothing_of_this_machine(tiny, tmp_path):
     save_folder(tiny, tmp_path)
     texts = [file.read_text() for file in tmp_path.rglob("*.json")]

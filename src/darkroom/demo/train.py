@@ -52,6 +52,7 @@ class Plan:
     decay: float = 0.999  # of the averaged weights
     guidance: float = 1.0  # under which answers with a caption are taught to be right
     shapes: float = TAUGHT_SHAPES  # part of the figures that are shapes
+    start_part: float = 0.0  # of the weights that training began with, in the outcome
     rows: dict[int, int] = field(default_factory=lambda: dict(ROWS))
 
     def rate_at(self, step: int) -> float:
@@ -72,6 +73,7 @@ class Trainer:
         self.nets, self.plan, self.folder, self.step = nets, plan, folder, 0
         nets.denoiser.to(memory_format=torch.channels_last).train()
         self.weights = nets.trained()
+        self.start = [p.detach().clone() for p in self.weights] if plan.start_part else []
         self.average = [p.detach().clone() for p in self.weights]
         self.optimizer = torch.optim.AdamW(self.weights, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
         self.pools = {name: self._pool(name, shares) for name, shares in STAGES.items()}
@@ -125,6 +127,13 @@ class Trainer:
         return True
 
     @torch.no_grad()
+    def lean_back(self) -> None:
+        """Move the averaged weights towards those of the start, after the last state was saved: what further training lost of what was
+        known before comes back, and what it gained mostly stays (Wortsman et al. 2022, arXiv 2109.01903)."""
+        if self.start:
+            torch._foreach_lerp_(self.average, self.start, self.plan.start_part)
+
+    @torch.no_grad()
     def swap(self) -> None:
         """Exchange weights and averaged weights: before a sheet or a save of the checkpoint, and after it."""
         for p, average in zip(self.weights, self.average, strict=True):
@@ -147,6 +156,7 @@ def run(trainer: Trainer, out: Path, every: int, sheet_every: int, cpu_seconds: 
             print(line, flush=True)
             losses, began = [], time.time()
     trainer.save()
+    trainer.lean_back()
     keep(trainer, out, with_sheet=bool(sheet_every))
 
 
@@ -176,6 +186,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--large-last", type=float, default=Plan.large_last, help="part of the steps from which on large sizes prevail")
     parser.add_argument("--guidance", type=float, default=Plan.guidance, help="under which answers with a caption are taught to be right (1: by themselves)")
     parser.add_argument("--shapes", type=float, default=Plan.shapes, help="part of the figures taught that are shapes, not things")
+    parser.add_argument("--start-part", type=float, default=Plan.start_part, help="part of --init's weights in the outcome, a mean of them and what was trained")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes of CPU time on two cores")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; pictures differ in the last bits by their number")
@@ -206,7 +217,7 @@ def main() -> None:
         train_decoder(nets.vae, args.state, args.decoder_steps, args.seed)
     small_first = args.small_first if args.small_first is not None else (0.0 if args.init else Plan.small_first)
     plan = Plan(steps=args.steps, seed=args.seed, rate=args.rate, small_first=small_first, large_last=args.large_last, guidance=args.guidance,
-                shapes=args.shapes)  # fmt: skip
+                shapes=args.shapes, start_part=args.start_part)  # fmt: skip
     trainer = Trainer(nets, plan, args.state)
     print("goes on from step" if trainer.load() else "starts at step", trainer.step, flush=True)
     run(trainer, args.out, args.every, args.sheet_every, args.minutes and args.minutes * 120)
