@@ -186,7 +186,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--large-last", type=float, default=Plan.large_last, help="part of the steps from which on large sizes prevail")
     parser.add_argument("--guidance", type=float, default=Plan.guidance, help="under which answers with a caption are taught to be right (1: by themselves)")
     parser.add_argument("--shapes", type=float, default=Plan.shapes, help="part of the figures taught that are shapes, not things")
-    parser.add_argument("--start-part", type=float, default=Plan.start_part, help="part of --init's weights in the outcome, a mean of them and what was trained")
+    parser.add_argument("--start-part", type=float, default=Plan.start_part, help="part of the weights of --init in the outcome")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes of CPU time on two cores")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; pictures differ in the last bits by their number")
