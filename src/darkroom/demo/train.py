@@ -193,7 +193,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=250, help="steps between states")
     parser.add_argument("--sheet-every", type=int, default=2000, help="steps between sample sheets (0: none)")
     parser.add_argument("--tiny", action="store_true", help="nets too small to draw anything: to test the program")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.start_part and not args.init:
+        parser.error("--start-part is a part of the weights of --init")
+    return args
 
 
 def main() -> None:
