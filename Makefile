@@ -24,7 +24,7 @@ run: $(VENV)/.installed
 test: $(TEST_VENV)/.installed $(WEB)
 	$(NPM) run check
 	$(NPM) test
-	OMP_NUM_THREADS=1 $(TEST_VENV)/bin/python -m pytest -rs -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(TEST_VENV)/bin/python -m pytest -rs -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/ruff check src tests benchmarks

@@ -19,6 +19,9 @@ import requests
 
 SMALL = {"prompt": "a red apple on a blue background", "steps": 10, "width": 128, "height": 128}
 
+# Files that take minutes. They come first, so that no process is left with one of them when the others are through.
+LONGEST = ("worker/test_local.py", "engine/test_graphs.py", "test_faults.py", "http/test_jobs.py", "http/test_models.py")
+
 FRESH = {"Cache-Control": "no-cache"}  # tests are about pictures that are made, unless they say otherwise
 
 
@@ -76,6 +79,12 @@ class Server:
 def pytest_configure(config: pytest.Config) -> None:
     """Graphs of the models are made once a run of the tests and kept for the next one, whatever data folder a server has."""
     os.environ.setdefault("DARKROOM_GRAPHS_DIR", str(config.cache.mkdir("graphs")))  # type: ignore[union-attr]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    files = [Path(__file__).parent / name for name in LONGEST]
+    assert all(file.exists() for file in files), LONGEST
+    items.sort(key=lambda item: files.index(item.path) if item.path in files else len(files))
 
 
 def cli(*words: str, **environment: str) -> subprocess.CompletedProcess:
