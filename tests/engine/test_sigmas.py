@@ -42,6 +42,13 @@ def test_parity_of_every_sampler(checkpoint: Path, tmp_path: Path, config: dict)
     check(lab, params(steps=16, image=photo(128, 128), control_strength=Decimal("0.35")))
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_few_steps_without_guidance(checkpoint: Path, tmp_path: Path, steps: int) -> None:
+    """As sdxl-turbo is run."""
+    lab = Lab(with_scheduler(checkpoint, tmp_path, BASE | CONFIGS["ancestral trailing"]))
+    check(lab, params(steps=steps, cfg=0.0), in_company=steps == 4)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
