@@ -19,7 +19,7 @@ from darkroom.engine.cost import CostModel
 from darkroom.engine.engine import Engine
 from darkroom.engine.graphs import Graph, open_graphs
 from darkroom.engine.int8 import see, worst_error
-from darkroom.engine.passes import Pass
+from darkroom.engine.passes import STEP, Pass
 from darkroom.engine.residents import Residents
 from darkroom.engine.runner import Runner
 from darkroom.errors import Unsupported
@@ -109,8 +109,8 @@ def test_loras_are_laid_over_the_reference(sdxl: FastLab, tmp_path: Path) -> Non
 
 
 def test_a_shape_that_keeps_coming_gets_a_graph_of_its_own(sdxl: FastLab, tmp_path: Path) -> None:
-    one = sdxl.lab.family.passes()["keyed_unet"]
-    graph = open_graphs({"unet": one}, tmp_path / "graphs")["unet"]
+    one = sdxl.lab.family.passes()[STEP]
+    graph = open_graphs({STEP: one}, tmp_path / "graphs")[STEP]
     often, seldom = one.example(2, 16, 16), one.example(4, 32, 24)
     first = graph(*often)
     run_until(lambda: graph.fixed_shapes, graph, often)
@@ -120,9 +120,9 @@ def test_a_shape_that_keeps_coming_gets_a_graph_of_its_own(sdxl: FastLab, tmp_pa
 
 
 def test_a_shape_gets_its_graph_at_once_where_that_is_asked_for(sdxl: FastLab, tmp_path: Path) -> None:
-    one = sdxl.lab.family.passes()["keyed_unet"]
+    one = sdxl.lab.family.passes()[STEP]
     tensors = one.example(2, 16, 16)
-    graph, unfixed = (open_graphs({"unet": one}, tmp_path / "graphs", fixed=fixed)["unet"] for fixed in (True, False))
+    graph, unfixed = (open_graphs({STEP: one}, tmp_path / "graphs", fixed=fixed)[STEP] for fixed in (True, False))
     first = graph(*tensors)
     for either in (graph, unfixed):
         either.settle(*tensors)
@@ -189,7 +189,7 @@ def test_what_was_found_slower_is_not_used_and_not_kept(sdxl: FastLab, tmp_path:
 def test_graphs_that_cannot_be_read_are_made_again(sdxl: FastLab, tmp_path: Path) -> None:
     Backends(OPENVINO, tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card)
     folder = graphs_folder(tmp_path, sdxl.card)
-    (folder / "keyed_unet.xml").write_text("spoilt")
+    (folder / f"{STEP}.xml").write_text("spoilt")
     (folder / CHOICE).write_text(json.dumps({"backend": OPENVINO, "why": "it was faster"}))
     assert Backends("auto", tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card) is None
     assert not folder.exists()
@@ -279,7 +279,7 @@ def test_int8_is_kept_and_tells_how_far_it_is_off(sd3: FastLab, tmp_path: Path) 
     made = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert backends.accelerate(lab.lab.family, lab.card) is not None
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == made
-    (folder / "transformer.xml").unlink()
+    (folder / f"{STEP}.xml").unlink()
     lab = FastLab(sd3.lab, Path(sd3.card.path or ""), INT8, tmp_path)
     assert 25 <= psnr(*lab.lab.ours((0, params())), *lab.ours((0, params()))) < 60
 

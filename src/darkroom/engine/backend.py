@@ -28,7 +28,7 @@ log = structlog.get_logger("engine")
 
 EAGER, OPENVINO, INT8, COMPILE = "eager", "openvino", "int8", "compile"
 GRAPHS = (OPENVINO, INT8)
-LAYOUT = 3  # of the graphs: another number makes those on the disk stale
+LAYOUT = 4  # of the graphs: another number makes those on the disk stale
 DEMANDED = "the setting backend says so"
 CHOICE = "choice.json"
 PROBE = 2, 32, 32  # rows and latent sides of the measurement: a guided picture of 256 x 256
@@ -139,14 +139,15 @@ class Backends:
         """Without a race: who asks for int8 has chosen."""
         from darkroom.engine.graphs import are_there, open_graphs
         from darkroom.engine.int8 import see, worst_error
+        from darkroom.engine.passes import STEP
 
         choice, passes = read_choice(folder), family.passes()
         seen = None if choice and are_there(passes, folder) else see(family, card)
         graphs = open_graphs(passes, folder, self._threads, fixed=not self._exact, tell=tell, seen=seen)
         if seen is not None:
-            worst = worst_error(graphs[seen.name], seen)
-            graphs[seen.name].settle(*seen.calls[0][0])
-            worst = max(worst, worst_error(graphs[seen.name], seen))
+            worst = worst_error(graphs[STEP], seen)
+            graphs[STEP].settle(*seen.calls[0][0])
+            worst = max(worst, worst_error(graphs[STEP], seen))
             choice = Choice(INT8, f"{DEMANDED}; a pass of the denoiser differs from PyTorch's by {worst:.1%} of its size at most")
             _write_choice(folder, choice)
             _clear_older(folder)

@@ -23,7 +23,7 @@ import torch
 
 from darkroom.engine.int8 import Seen, quantized
 from darkroom.engine.norms import channelwise
-from darkroom.engine.passes import Pass, UNet
+from darkroom.engine.passes import STEP, Pass, Step, UNet
 
 log = structlog.get_logger("engine")
 
@@ -39,11 +39,28 @@ OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "EN
 Shapes = tuple[tuple[int, ...], ...]
 
 
+class _Request:
+    """A compiled graph to run. What it was given last it keeps, and is not given again: to hand over a tensor costs about as much as one
+    operation of PyTorch, and of a step's tensors most stay the same."""
+
+    def __init__(self, request: Any):
+        self._request = request
+        self._given: dict[int, torch.Tensor] = {}  # by place; the request reads their memory
+
+    def __call__(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        for place, tensor in enumerate(tensors):
+            if tensor is not self._given.get(place):
+                self._request.set_input_tensor(place, ov.Tensor(tensor.numpy(), shared_memory=True))
+                self._given[place] = tensor
+        self._request.infer()
+        return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
+
+
 @dataclass
 class _Fixed:
     """A graph for one shape, and when it last ran."""
 
-    request: Any
+    request: _Request
     used: float
 
 
@@ -70,15 +87,15 @@ class Graph:
         return list(self._fixed)
 
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
-        inputs = {place: tensor.contiguous().numpy() for place, tensor in enumerate(tensors)}
-        shapes = tuple(array.shape for array in inputs.values())
+        tensors = tuple(tensor.contiguous() for tensor in tensors)
+        shapes = tuple(tensor.shape for tensor in tensors)
         self._take_over()
         fixed = self._fixed.get(shapes)
         if fixed is None:
-            return self._run_any(inputs, shapes)
+            return self._run_any(tensors, shapes)
         fixed.used = time.monotonic()
         self._fixed.move_to_end(shapes)
-        return _run(fixed.request, inputs)
+        return fixed.request(tensors)
 
     def settle(self, *tensors: torch.Tensor) -> None:
         """Give the shapes of these tensors a graph of their own now, where they may have one."""
@@ -87,9 +104,9 @@ class Graph:
             self._fix(shapes)
             self._take_over()
 
-    def _run_any(self, inputs: Mapping[int, Any], shapes: Shapes) -> torch.Tensor:
+    def _run_any(self, tensors: tuple[torch.Tensor, ...], shapes: Shapes) -> torch.Tensor:
         start = time.perf_counter()
-        out = _run(self._any, inputs)
+        out = self._any(tensors)
         self._spent[shapes] += time.perf_counter() - start  # type: ignore[assignment]
         if self._spent[shapes] > PAYS * self._compile_seconds and not self._compiling and self._has_room():
             self._compiling = True
@@ -126,8 +143,8 @@ class Graph:
             self._fixed.popitem(last=False)
         self._fixed[shapes] = _Fixed(request, time.monotonic())
 
-    def _compile(self, model: ov.Model, **further: Any) -> Any:
-        return self._core.compile_model(model, "CPU", self._options | further).create_infer_request()
+    def _compile(self, model: ov.Model, **further: Any) -> _Request:
+        return _Request(self._core.compile_model(model, "CPU", self._options | further).create_infer_request())
 
 
 def _fixed_form(file: Path) -> Path:
@@ -136,19 +153,14 @@ def _fixed_form(file: Path) -> Path:
     return file.with_name(f"{file.stem}-fixed.xml")
 
 
-def _run(request: Any, inputs: Mapping[int, Any]) -> torch.Tensor:
-    (array,) = request.infer(inputs, share_inputs=True).values()
-    return torch.from_numpy(array)
-
-
 def open_graphs(
     passes: Mapping[str, Pass], folder: Path, threads: int = 0, fixed: bool = True, tell: Callable[[float], None] = lambda part: None,
     seen: Seen | None = None,
 ) -> dict[str, Graph]:  # fmt: skip
     """The graphs of these passes, from the files in `folder`, which are made first where they are not there.
 
-    threads as in Graph; fixed lets shapes have graphs of their own; tell is told the part that is converted, 0 to 1; the pass that
-    was `seen` is made in int8. Raises OSError where files cannot be written, RuntimeError where a pass cannot be converted or
+    threads as in Graph; fixed lets shapes have graphs of their own; tell is told the part that is converted, 0 to 1; the step is
+    made in int8 where it was `seen`. Raises OSError where files cannot be written, RuntimeError where a pass cannot be converted or
     read.
     """
     if not are_there(passes, folder):
@@ -169,9 +181,9 @@ def _convert_all(passes: Mapping[str, Pass], folder: Path, tell: Callable[[float
     try:
         for done, (name, one) in enumerate(passes.items(), 1):
             file = partial / f"{name}.xml"
-            lossy = seen if seen and seen.name == name else None
+            lossy = seen if name == STEP else None
             ov.save_model(_convert(one, lossy), file, compress_to_fp16=False)
-            if isinstance(one.module, UNet) and file.with_suffix(".bin").stat().st_size <= FIXED_BYTES:  # an autoencoder gains nothing by it
+            if _has_unet(one.module) and file.with_suffix(".bin").stat().st_size <= FIXED_BYTES:  # an autoencoder gains nothing by it
                 with channelwise(one.module):
                     ov.save_model(_convert(one, lossy), _fixed_form(file), compress_to_fp16=False)
             tell(done / len(passes))
@@ -179,6 +191,10 @@ def _convert_all(passes: Mapping[str, Pass], folder: Path, tell: Callable[[float
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _has_unet(module: torch.nn.Module) -> bool:
+    return isinstance(module, Step) and isinstance(module.denoiser, UNet)
 
 
 @torch.no_grad()

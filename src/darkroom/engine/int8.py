@@ -18,7 +18,7 @@ import torch
 
 from darkroom.engine import samplers
 from darkroom.engine.family import Family, Text
-from darkroom.engine.passes import AUTOENCODER, Pass
+from darkroom.engine.passes import STEP, Pass
 from darkroom.errors import Unsupported
 from darkroom.types import ModelCard, Params
 
@@ -35,24 +35,29 @@ EXACT = ("unet.conv_in", "unet.conv_out", "time_embedding", "add_embedding", "po
 
 @dataclass
 class Seen:
-    """A pass of this name in eager PyTorch that keeps what it was given and what it gave."""
+    """The steps in eager PyTorch, which keeps what it was given, with bare coefficients, and what came of it."""
 
-    name: str
     one: Pass
     calls: list[tuple[tuple[torch.Tensor, ...], torch.Tensor]]
 
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
-        out = self.one.module(*tensors)
-        self.calls.append((tuple(tensor.contiguous() for tensor in tensors), out))
+        latents, coefficients, rows, pairs, *conditions = tensors
+        predictions: list[torch.Tensor] = []
+        hook = self.one.module.get_submodule("denoiser").register_forward_hook(lambda module, given, out: predictions.append(out))
+        try:
+            out = self.one.module(*tensors)
+        finally:
+            hook.remove()
+        bare = samplers.bare(coefficients[:, samplers.T], coefficients[:, samplers.C_IN])
+        prediction = predictions[0].index_select(0, pairs.flatten()).unflatten(0, pairs.shape).mean(0)
+        self.calls.append((tuple(tensor.contiguous() for tensor in (latents, bare, rows, pairs, *conditions)), prediction.expand(2, -1, -1, -1, -1)))
         return out
 
 
 def see(family: Family, card: ModelCard) -> Seen:
-    """Draw some of the card's examples, or PROMPTS, at the model's own size, MOST_SIDE at most, and keep every pass of the denoiser."""
-    passes = family.passes()
-    (name,) = passes.keys() - AUTOENCODER
-    seen = Seen(name, passes[name], [])
-    through, side = family.through({name: seen}), min(card.default_side, MOST_SIDE)
+    """Draw some of the card's examples, or PROMPTS, at the model's own size, MOST_SIDE at most, and keep every step."""
+    seen = Seen(family.passes()[STEP], [])
+    through, side = family.through({STEP: seen}), min(card.default_side, MOST_SIDE)
     for seed, prompt in enumerate(card.examples[: 2 * len(PROMPTS) : 2] or PROMPTS):
         _draw(through, Params(card.name, prompt, width=side, height=side, steps=STEPS, cfg=card.default_cfg, seed=seed))
     return seen
@@ -68,14 +73,12 @@ def _draw(family: Family, params: Params) -> None:
     plan, scale = family.plan(params), family.latent_scale
     shape = (1, family.latent_channels, params.height // scale, params.width // scale)
     generator = torch.Generator().manual_seed(params.seed)
-    x = plan.noise * torch.randn(shape, generator=generator)
-    before = x
+    latents = torch.stack([plan.noise * torch.randn(shape, generator=generator), torch.zeros(shape)])
+    rows, pairs = samplers.pairing([True])
     for row in torch.from_numpy(plan.table).float():
-        columns = samplers.columns(row[None])
-        out = family.denoise((x * columns[samplers.C_IN]).expand(2, -1, -1, -1), row[samplers.T].expand(2), both, sides)
-        unconditional, conditional = out.chunk(2)
-        guided = torch.lerp(unconditional, conditional, params.cfg) if params.cfg > 1 else conditional
-        x, before = samplers.advance(x, guided, columns, before, torch.randn(shape, generator=generator))
+        coefficients = torch.cat([row, torch.tensor([max(1.0, params.cfg)])])[None]
+        latents = family.step(latents, coefficients, rows, pairs, both, sides)
+        latents[0] += row[samplers.D] * torch.randn(shape, generator=generator)
 
 
 def quantized(model: ov.Model, seen: Seen) -> ov.Model:

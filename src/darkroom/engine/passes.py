@@ -3,6 +3,7 @@ makes of each what it likes (`graphs.py`), and a Family runs the one or the othe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,22 +12,47 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 
+from darkroom.engine import samplers
+
 Run = Callable[..., Any]  # takes the tensors of a pass and gives its tensor or tensors
-AUTOENCODER = frozenset({"encode", "decode"})  # names of passes; what remains of a family's is its denoiser's
+STEP = "step"  # the name of the pass that every step is
+
+
+Shape = tuple[int, ...]  # -1 for what differs between calls: numbers of rows and Samples, and sides
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What runs in eager PyTorch, and the shapes of its tensors, with -1 for what differs between calls: rows and sides."""
+    """What runs in eager PyTorch, and the shapes of its tensors."""
 
     module: nn.Module
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[Shape, ...]
     scale: int = 1  # sides are in multiples of this
 
     def example(self, rows: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
         """Tensors like those it will get, uniform in 0..1; height and width in latent pixels."""
-        sides = [-1, -1, height * self.scale, width * self.scale]
-        return tuple(torch.rand([(sides[i] if i else rows) if side == -1 else side for i, side in enumerate(shape)]) for shape in self.shapes)
+        return tuple(_uniform(shape, rows, height * self.scale, width * self.scale) for shape in self.shapes)
+
+
+class StepPass(Pass):
+    """That of a Step, around a denoiser of so many channels and patches of such a side that takes conditions of these shapes."""
+
+    def __init__(self, denoiser: nn.Module, channels: int, patch: int, *conditions: Shape):
+        super().__init__(Step(denoiser), ((2, -1, channels, -1, -1), (-1, samplers.WIDTH), (-1,), (2, -1), *conditions), patch)
+
+    def example(self, rows: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
+        """Sides up to a whole patch; as many of the Samples as may be are guided."""
+        height, width = (math.ceil(side / self.scale) * self.scale for side in (height, width))
+        n = math.ceil(rows / 2)
+        index, pairs = samplers.pairing([i < rows // 2 for i in range(n)])
+        latents, _, _, _, *conditions = self.shapes
+        given = _uniform(latents, n, height, width), samplers.bare(torch.rand(n), torch.ones(n)), index, pairs
+        return *given, *(_uniform(shape, rows, height, width) for shape in conditions)
+
+
+def _uniform(shape: Shape, rows: int, height: int, width: int) -> torch.Tensor:
+    sides = {len(shape) - 2: height, len(shape) - 1: width} if len(shape) > 3 else {}
+    return torch.rand([sides.get(i, rows) if side == -1 else side for i, side in enumerate(shape)])
 
 
 class Encode(nn.Module):
@@ -134,6 +160,19 @@ class Transformer(nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
         return self.transformer(x, encoder_hidden_states=text, pooled_projections=pooled, timestep=t, return_dict=False)[0]
+
+
+class Step(nn.Module):
+    """A denoising step of Samples around a denoiser in fp32: what `samplers.step` takes, and the denoiser's conditions of each row."""
+
+    def __init__(self, denoiser: nn.Module):
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(
+        self, latents: torch.Tensor, coefficients: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, *conditions: torch.Tensor
+    ) -> torch.Tensor:
+        return samplers.step(lambda x, t: self.denoiser(x, t, *conditions), latents, coefficients, rows, pairs)
 
 
 def keyable(unet: Any) -> bool:

@@ -25,7 +25,7 @@ LEAST_TILE = 256  # pixels a side; tiles are in multiples of it
 
 @dataclass
 class State:
-    """What a Sample carries between steps: latents and denoised [1, c, h, w], fp32, on the device."""
+    """What a Sample carries between steps; latents [2, 1, c, h, w], fp32, on the device: where it is, and what it was denoised to."""
 
     plan: Plan
     latents: torch.Tensor
@@ -33,7 +33,6 @@ class State:
     negative: Text | None
     generator: torch.Generator
     loras: LoraSet
-    denoised: torch.Tensor | None = None
 
     @property
     def note(self) -> str:
@@ -46,39 +45,34 @@ class State:
 class _Company:
     """What a pass takes that is known from the start for as long as the same Samples step together.
 
-    ONE index list gathers latents, timesteps, texts and sizes alike: the unconditional rows of the guided Samples, then a
-    conditional row of every Sample. rows [n]: which Sample each row is of; the first `guided` are unconditional. cfg [guided, 1, 1, 1];
-    text: of each row; sides [n, 2]: height and width of each row, fp32. Of the steps until the first Sample is through, `first` being
-    where samples[0] is in its own: t [steps, n] of each row; coefficients [steps, samples, 8]; and, on the host, who wants what
-    (by step and Sample): the denoised of the step before, fresh noise.
+    rows, pairs: as `samplers.pairing` gives them; text and sides [rows, 2] (height and width in pixels, fp32): of each row. Of the
+    steps until the first Sample is through, `first` being where samples[0] is in its own: coefficients [steps, samples, 9], and, on
+    the host, who wants fresh noise, by step and Sample.
     """
 
     samples: tuple[Sample, ...]
     rows: torch.Tensor
-    guided: int
-    cfg: torch.Tensor
+    pairs: torch.Tensor
     text: Text
     sides: torch.Tensor
     first: int
-    t: torch.Tensor
     coefficients: torch.Tensor
-    before: list[list[bool]]
     noise: list[list[bool]]
 
     @classmethod
     def of(cls, samples: tuple[Sample, ...], device: torch.device) -> _Company:
-        guided = [i for i, sample in enumerate(samples) if sample.rows == 2]
-        index = [*guided, *range(len(samples))]
-        cfg = torch.tensor([samples[i].params.cfg for i in guided]).view(-1, 1, 1, 1)
-        texts = [samples[i].state.negative for i in guided] + [sample.state.text for sample in samples]
+        states: list[State] = [sample.state for sample in samples]
+        rows, pairs = samplers.pairing([sample.rows == 2 for sample in samples])
+        texts = [state.negative for state in states if state.negative is not None] + [state.text for state in states]
         text = Text(torch.cat([text.hidden for text in texts]), torch.cat([text.pooled for text in texts]))
-        sides = torch.tensor([[samples[i].params.height, samples[i].params.width] for i in index], dtype=torch.float32)
+        sides = torch.tensor([[sample.params.height, sample.params.width] for sample in samples], dtype=torch.float32)
         steps = min(sample.remaining for sample in samples)
         table = np.stack([sample.state.plan.table[sample.step : sample.step + steps] for sample in samples], axis=1)
+        cfg = np.broadcast_to(np.array([[sample.params.cfg] for sample in samples], table.dtype), (*table.shape[:2], 1))
+        coefficients = torch.from_numpy(np.concatenate([table, cfg], axis=2))
         return cls(
-            samples, to_device(torch.tensor(index), device), len(guided), to_device(cfg, device), text, to_device(sides, device),
-            samples[0].step, to_device(torch.from_numpy(table[:, index, samplers.T]), device), to_device(torch.from_numpy(table), device),
-            (table[..., samplers.C] != 0).tolist(), (table[..., samplers.D] != 0).tolist(),
+            samples, to_device(rows, device), to_device(pairs, device), text, to_device(sides[rows], device), samples[0].step,
+            to_device(coefficients, device), (table[..., samplers.D] != 0).tolist(),
         )  # fmt: skip
 
 
@@ -139,17 +133,17 @@ class Runner:
             self._step(batch.samples)
 
     def _step(self, samples: tuple[Sample, ...]) -> None:
-        states: list[State] = [sample.state for sample in samples]
         company = self._company_of(samples)
         step = samples[0].step - company.first
-        coefficients = samplers.columns(company.coefficients[step])
-        x = torch.cat([state.latents for state in states])
-        out = self._guided(company, x * coefficients[samplers.C_IN], company.t[step])
-        before = _before(states) if any(company.before[step]) else None
-        noise = self._noise(states, company.noise[step]) if any(company.noise[step]) else None
-        x, denoised = samplers.advance(x, out, coefficients, before, noise)
-        for state, latents, clean in zip(states, x.chunk(len(states)), denoised.chunk(len(states)), strict=True):
-            state.latents, state.denoised = latents, clean
+        states: list[State] = [sample.state for sample in samples]
+        latents = states[0].latents if len(states) == 1 else torch.cat([state.latents for state in states], dim=1)
+        coefficients = company.coefficients[step]
+        latents = self._family(states[0].loras).step(latents, coefficients, company.rows, company.pairs, company.text, company.sides)
+        if any(company.noise[step]):
+            noise = self._noise(states, company.noise[step])
+            latents[0].addcmul_(noise, coefficients[:, samplers.D, None, None, None])
+        for state, its in zip(states, latents.split(1, dim=1), strict=True):
+            state.latents = its
 
     @torch.inference_mode()
     def decode(self, samples: list[Sample]) -> list[np.ndarray | None]:
@@ -158,7 +152,7 @@ class Runner:
         most, tile = self._portion(samples[0].params)
         family = self.family if tile else self._fast  # tiles are PyTorch's
         self._take_threads(family)
-        latents = [torch.cat([sample.state.latents for sample in samples[i : i + most]]) for i in range(0, len(samples), most)]
+        latents = [torch.cat([sample.state.latents[0] for sample in samples[i : i + most]]) for i in range(0, len(samples), most)]
         return [picture for part in latents for picture in _to_pixels(family.decode(part, tile))]
 
     def _portion(self, params: Params) -> tuple[int, int]:
@@ -171,7 +165,7 @@ class Runner:
         """A JPEG of what the picture of a Sample that has stepped would be by now."""
         if self._colours is None:
             self._colours = preview.fit(self.family)
-        return preview.to_jpeg(sample.state.denoised, self._colours, sample.params.width, sample.params.height)
+        return preview.to_jpeg(sample.state.latents[1], self._colours, sample.params.width, sample.params.height)
 
     def _encode(self, prompt: str, loras: LoraSet, like: Text | None = None) -> Text:
         """Encoded, or from the cache; an empty prompt is the unconditional of `like`."""
@@ -204,21 +198,7 @@ class Runner:
         if plan.noise:
             noise = torch.randn(shape, generator=generator).to(self.family.device)
             latents = latents + plan.noise * noise
-        return latents
-
-    def _guided(self, company: _Company, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): unconditional + cfg * (conditional - unconditional)."""
-        rows, guided, samples = company.rows, company.guided, company.samples
-        family = self._family(samples[0].state.loras)
-        out = family.denoise(x.index_select(0, rows).to(family.dtype), t, company.text, company.sides)
-        if not guided:
-            return out
-        if guided == len(samples):
-            unconditional, conditional = out.chunk(2)
-            return torch.lerp(unconditional, conditional, company.cfg)
-        unconditional, conditional = out[:guided], out[guided:]
-        which = rows[:guided]
-        return conditional.index_copy_(0, which, torch.lerp(unconditional, conditional.index_select(0, which), company.cfg))
+        return torch.stack([latents, torch.zeros_like(latents)])
 
     def _company_of(self, samples: tuple[Sample, ...]) -> _Company:
         if self._company is None or self._company.samples != samples:
@@ -226,15 +206,10 @@ class Runner:
         return self._company
 
     def _noise(self, states: list[State], wants: list[bool]) -> torch.Tensor:
-        """Fresh noise of the ancestral rows, each from its own generator; the other rows draw nothing."""
-        rows = [torch.randn(state.latents.shape, generator=state.generator) if want else torch.zeros(state.latents.shape)
-                for state, want in zip(states, wants, strict=True)]  # fmt: skip
+        """Fresh noise [n, c, h, w] of the ancestral Samples, each from its own generator; the others draw nothing."""
+        shape = states[0].latents.shape[1:]
+        rows = [torch.randn(shape, generator=state.generator) if want else torch.zeros(shape) for state, want in zip(states, wants, strict=True)]
         return to_device(torch.cat(rows), self.family.device)
-
-
-def _before(states: list[State]) -> torch.Tensor:
-    """The denoised of the step before, where a multistep method wants it (a row without one weighs it by 0)."""
-    return torch.cat([state.latents if state.denoised is None else state.denoised for state in states])
 
 
 def _to_pixels(pictures: torch.Tensor) -> list[np.ndarray | None]:

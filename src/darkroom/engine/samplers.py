@@ -1,20 +1,24 @@
 """Numerical methods. Each is a pure function from a noise schedule to a table of coefficients, made once a Sample on the
-host; `advance` is the one step that all of them share, vectorised over rows, so a batch may mix methods and positions.
+host; `step` is the one step that all of them share, vectorised over Samples, so a batch may mix methods and positions.
 
 Everything is in the variance-exploding form x = z + sigma * noise (k-diffusion's), whatever form the paper uses; only
 flow matching stays in its own, x = (1 - sigma) * z + sigma * noise, for which Euler's step has the same coefficients.
-With `out` what the net answered to x * C_IN at timestep T:
+With `out` what the net answered to x * C_IN at timestep T, guided:
 
+    out      = unconditional + CFG * (conditional - unconditional)
     denoised = C_SKIP * x + C_OUT * out
     x'       = A * x + B * denoised + C * denoised of the step before + D * fresh noise
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 
-T, C_IN, C_SKIP, C_OUT, A, B, C, D = range(8)
+T, C_IN, C_SKIP, C_OUT, A, B, C, D, CFG = range(9)  # all but the last are a table's columns
+WIDTH = 9
 
 
 def euler(sigmas: np.ndarray) -> np.ndarray:
@@ -58,22 +62,39 @@ def preconditioning(sigmas: np.ndarray, prediction_type: str) -> np.ndarray:
     return np.stack([1 / root, 1 / root**2, -sigmas / root], axis=1)
 
 
-def advance(
-    x: torch.Tensor, out: torch.Tensor, coefficients: tuple[torch.Tensor, ...], before: torch.Tensor | None, noise: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of every row: (x', denoised), both fp32 [n, c, h, w]; in the places of x and of out.
+def step(
+    denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], latents: torch.Tensor, coefficients: torch.Tensor, rows: torch.Tensor,
+    pairs: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """One step of n Samples, without D's noise, with classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
 
-    coefficients as `columns` gives them; before and noise may be None where no row has C or D.
+    latents [2, n, c, h, w]: x, and the denoised of the step before; those after it are returned. coefficients [n, 9]: a row of each
+    Sample's table, and its CFG. rows and pairs as `pairing` gives them. denoise takes rows of x * C_IN and of T, fp32, and gives fp32.
     """
-    denoised = out.mul_(coefficients[C_OUT]).addcmul_(x, coefficients[C_SKIP])
-    x.mul_(coefficients[A]).addcmul_(denoised, coefficients[B])
-    if before is not None:
-        x.addcmul_(before, coefficients[C])
-    if noise is not None:
-        x.addcmul_(noise, coefficients[D])
-    return x, denoised
+    x, before = latents[0], latents[1]
+    t, c_in, c_skip, c_out, a, b, c, _, cfg = coefficients.view(-1, WIDTH, 1, 1, 1).unbind(1)
+    out = denoise((x * c_in).index_select(0, rows), t.flatten().index_select(0, rows))
+    out = torch.lerp(out.index_select(0, pairs[0]), out.index_select(0, pairs[1]), cfg)
+    denoised = c_out * out + c_skip * x
+    return torch.stack([a * x + b * denoised + c * before, denoised])
 
 
-def columns(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The coefficients of each row [n, 8] such that each of the eight [n, 1, 1, 1] is laid over pictures."""
-    return rows.view(-1, 8, 1, 1, 1).unbind(1)
+def bare(t: torch.Tensor, c_in: torch.Tensor) -> torch.Tensor:
+    """Coefficients [n, 9] with which both x' and denoised are what the net predicts, where guided the mean of its two predictions:
+    to hold a net by. t and c_in [n]."""
+    coefficients = torch.zeros(len(t), WIDTH)
+    coefficients[:, T], coefficients[:, C_IN] = t, c_in
+    coefficients[:, [C_OUT, B]], coefficients[:, CFG] = 1.0, 0.5
+    return coefficients
+
+
+def pairing(guided: Sequence[bool]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of a pass for n Samples, of which some are guided: the unconditional rows of these, then a conditional row of every Sample.
+
+    rows [r]: which Sample each row is of. pairs [2, n]: the unconditional and the conditional row of each Sample; without guidance
+    both are the one it has, from which CFG then leads nowhere.
+    """
+    first = [i for i, is_guided in enumerate(guided) if is_guided]
+    conditional = [len(first) + i for i in range(len(guided))]
+    unconditional = [first.index(i) if is_guided else conditional[i] for i, is_guided in enumerate(guided)]
+    return torch.tensor([*first, *range(len(guided))]), torch.tensor([unconditional, conditional])

@@ -19,9 +19,10 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
+from darkroom.engine import samplers
 from darkroom.engine.family import Plan, Text
 from darkroom.engine.lora_names import Layers, sd3_from_kohya
-from darkroom.engine.passes import Decode, Encode, Pass, Run, Transformer
+from darkroom.engine.passes import STEP, Decode, Encode, Pass, Run, StepPass, Transformer
 from darkroom.engine.prompts import cut_note, cut_word, token_ids
 from darkroom.engine.sigmas import FlowSchedule
 from darkroom.engine.weights import SD3_BLOCKS, here, how_to_open, names_in, open_nets, open_single_file, refuse_gaps
@@ -105,7 +106,7 @@ class SD3:
         rows, tokens = -1, self._clip_tokens
         text = (rows, tokens + T5_TOKENS, net.joint_attention_dim)
         return {
-            "transformer": Pass(modules["transformer"], ((rows, net.in_channels, -1, -1), (rows,), text, (rows, net.pooled_projection_dim))),
+            STEP: StepPass(modules["transformer"], net.in_channels, net.patch_size, text, (rows, net.pooled_projection_dim)),
             "decode": Pass(modules["decode"], ((rows, self.latent_channels, -1, -1),)),
             "encode": Pass(modules["encode"], ((1, 3, -1, -1),), self.latent_scale),
         }
@@ -150,7 +151,12 @@ class SD3:
         return (z.float() - self.vae.config.shift_factor) * self.vae.config.scaling_factor
 
     def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
-        return self._runs["transformer"](x, t, text.hidden, text.pooled).float()
+        return self._runs["transformer"](x.to(self.dtype), t, text.hidden, text.pooled).float()
+
+    def step(self, latents: torch.Tensor, coefficients: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
+        if STEP in self._runs:
+            return self._runs[STEP](latents, coefficients, rows, pairs, text.hidden, text.pooled)
+        return samplers.step(lambda x, t: self.denoise(x, t, text, sides), latents, coefficients, rows, pairs)
 
     def decode(self, latents: torch.Tensor, tile: int = 0) -> torch.Tensor:
         config = self.vae.config  # its force_upcast is SDXL's inheritance: SD 3.x's autoencoder does not overflow in fp16

@@ -14,9 +14,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from darkroom.engine import samplers
 from darkroom.engine.family import Plan, Text
 from darkroom.engine.lora_names import Layers, sdxl_from_kohya
-from darkroom.engine.passes import Decode, Encode, KeyedUNet, Pass, Run, UNet, keyable
+from darkroom.engine.passes import STEP, Decode, Encode, KeyedUNet, Pass, Run, StepPass, UNet, keyable
 from darkroom.engine.prompts import cut_note, token_ids
 from darkroom.engine.sigmas import SigmaSchedule
 from darkroom.engine.weights import names_in, open_nets, open_single_file, refuse_gaps
@@ -29,8 +30,6 @@ NETS: dict[str, Any] = {
     "text_encoder": CLIPTextModel,
     "text_encoder_2": CLIPTextModelWithProjection,
 }
-
-KEYED = "keyed_unet"  # the pass that takes keys and values as text
 
 # A name from each net of a file in the original layout, and the one of the size conditioning that SD 1 and 2 lack.
 ORIGINAL_KEYS = (
@@ -113,9 +112,8 @@ class SDXL:
         text = self._keyed.width if self._keyed else unet.cross_attention_dim
         pooled = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
         rows, tokens = -1, self._tokenizers[0].model_max_length
-        shapes = ((rows, unet.in_channels, -1, -1), (rows,), (rows, tokens, text), (rows, pooled), (rows, 2))
         return {
-            KEYED if self._keyed else "unet": Pass(self._keyed or modules["unet"], shapes),
+            STEP: StepPass(self._keyed or modules["unet"], unet.in_channels, 1, (rows, tokens, text), (rows, pooled), (rows, 2)),
             "decode": Pass(modules["decode"], ((rows, self.latent_channels, -1, -1),)),
             "encode": Pass(modules["encode"], ((1, 3, -1, -1),), self.latent_scale),
         }  # fmt: skip
@@ -151,7 +149,7 @@ class SDXL:
         assert pooled is not None
         first = self._tokenizers[0]
         text = torch.cat(hidden, dim=-1).to(self.dtype)
-        if self._keyed and KEYED in self._runs:
+        if self._keyed and STEP in self._runs:
             text = self._keyed.keys(text)
         return Text(text, pooled.to(self.dtype), cut_note(first, first.model_max_length, prompt))
 
@@ -162,8 +160,12 @@ class SDXL:
         return (z.float() - self._shift) * self._scale
 
     def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
-        run = self._runs.get(KEYED, self._runs["unet"])
-        return run(x, t, text.hidden, text.pooled, sides.to(self.dtype)).float()
+        return self._runs["unet"](x.to(self.dtype), t, text.hidden, text.pooled, sides.to(self.dtype)).float()
+
+    def step(self, latents: torch.Tensor, coefficients: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
+        if STEP in self._runs:
+            return self._runs[STEP](latents, coefficients, rows, pairs, text.hidden, text.pooled, sides)
+        return samplers.step(lambda x, t: self.denoise(x, t, text, sides), latents, coefficients, rows, pairs)
 
     def decode(self, latents: torch.Tensor, tile: int = 0) -> torch.Tensor:
         z = (latents / self._scale + self._shift).to(self._vae_dtype, memory_format=torch.channels_last)
