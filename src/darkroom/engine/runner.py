@@ -124,21 +124,21 @@ class Runner:
         generator = torch.Generator("cpu").manual_seed(params.seed)
         sample.state = State(plan, self._start(params, plan, generator), text, negative, generator, loras)
 
-    @torch.inference_mode()
     def denoise(self, batch: Batch) -> None:
         """One forward pass and one sampler step for every Sample of the batch."""
         loras = batch.samples[0].state.loras  # one key, so all have the same
-        self._take_threads(self._family(loras))
-        with laid(loras.denoiser):
-            self._step(batch.samples)
+        family = self._family(loras)
+        self._take_threads(family)
+        with torch.inference_mode(), laid(loras.denoiser):
+            self._step(family, batch.samples)
 
-    def _step(self, samples: tuple[Sample, ...]) -> None:
+    def _step(self, family: Family, samples: tuple[Sample, ...]) -> None:
         company = self._company_of(samples)
         step = samples[0].step - company.first
         states: list[State] = [sample.state for sample in samples]
         latents = states[0].latents if len(states) == 1 else torch.cat([state.latents for state in states], dim=1)
         coefficients = company.coefficients[step]
-        latents = self._family(states[0].loras).step(latents, coefficients, company.rows, company.pairs, company.text, company.sides)
+        latents = family.step(latents, coefficients, company.rows, company.pairs, company.text, company.sides)
         if any(company.noise[step]):
             noise = self._noise(states, company.noise[step])
             latents[0].addcmul_(noise, coefficients[:, samplers.D, None, None, None])
@@ -215,8 +215,8 @@ class Runner:
 def _to_pixels(pictures: torch.Tensor) -> list[np.ndarray | None]:
     """Each of [n, 3, h, w] in -1..1, which is spent, as [h, w, 3] uint8; None for one that is not finite."""
     finite = pictures.sum((1, 2, 3)).isfinite().tolist()  # in one reading: what is not finite stays so in any sum
-    pixels = pictures.add_(1).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [np.ascontiguousarray(p) if ok else None for p, ok in zip(pixels, finite, strict=True)]
+    pixels = pictures.add_(1).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return [picture if ok else None for picture, ok in zip(pixels, finite, strict=True)]
 
 
 def _pixels(params: Params) -> torch.Tensor:
