@@ -87,6 +87,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: files.index(item.path) if item.path in files else len(files))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def as_installed() -> None:
+    """Not at the configuration: processes that run tests inherit what was set there, and they need what the others lack."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent / "as_installed"), os.environ.get("PYTHONPATH", ""))))
+
+
 def cli(*words: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "darkroom.cli", *words], capture_output=True, text=True, timeout=200, env=os.environ | environment, check=False
