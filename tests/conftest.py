@@ -22,6 +22,7 @@ SMALL = {"prompt": "a red apple on a blue background", "steps": 10, "width": 128
 # Files that take minutes. They come first, so that no process is left with one of them when the others are through.
 LONGEST = ("worker/test_local.py", "engine/test_graphs.py", "test_faults.py", "http/test_jobs.py", "http/test_models.py")
 
+EAGER = {"DARKROOM_BACKEND": "eager"}  # for a model of a test's own, which would first be converted and measured, where this is not about graphs
 FRESH = {"Cache-Control": "no-cache"}  # tests are about pictures that are made, unless they say otherwise
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import requests
 
-from tests.conftest import Server, cli
+from tests.conftest import EAGER, Server, cli
 from tests.engine.conftest import make_checkpoint
 from tests.http.test_generate import errors, pixels
 
@@ -22,7 +22,7 @@ def bound(folder: Path, licence: str = "stabilityai-ai-community") -> Path:
 
 def test_a_model_is_served_only_once_its_licence_was_accepted(serve: Callable[..., Server], tmp_path: Path) -> None:
     folder = bound(tmp_path / "painter")
-    server = serve("--model", str(folder))
+    server = serve("--model", str(folder), **EAGER)
     assert "darkroom models accept painter" in "\n".join(server.block)
     refused = errors(server.generate(), 503)
     assert refused["name"] == "licence_not_accepted"
@@ -46,7 +46,7 @@ def test_a_model_is_served_only_once_its_licence_was_accepted(serve: Callable[..
     assert card["license_accepted"]
 
     server.stop()
-    again = serve("--model", str(folder))
+    again = serve("--model", str(folder), **EAGER)
     assert "accept" not in "\n".join(again.block)
     again.key = server.key
     pixels(again.generate())
@@ -64,5 +64,5 @@ def test_an_acceptance_is_of_one_model_and_one_version(tmp_path: Path) -> None:
 def test_pictures_of_ones_own_ask_no_acceptance(tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     small = ("--width", "128", "--height", "128", "--steps", "10", "--data-dir", str(tmp_path / "data"))
-    done = cli("generate", "a cat", "--model", str(bound(tmp_path / "painter")), "-o", str(out), *small)
+    done = cli("generate", "a cat", "--model", str(bound(tmp_path / "painter")), "-o", str(out), *small, **EAGER)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,8 +39,9 @@ class FastLab:
 
     def __init__(self, lab: Lab, folder: Path, backend: str = OPENVINO, root: Path | None = None, exact: bool = False):
         self.lab, self.card, self.exact = lab, ModelCard("tiny", lab.family.name, path=str(folder), default_side=128), exact
-        backends = Backends(backend, root or folder.parent / "graphs", ROOM, exact=exact, threads=torch.get_num_threads())
-        self.fast = backends.accelerate(lab.family, self.card)
+        root = root or folder.parent / "graphs"
+        self.fast = Backends(backend, root, ROOM, exact=exact, threads=torch.get_num_threads()).accelerate(lab.family, self.card)
+        self.graphs = graphs_folder(root, self.card, int8=backend == INT8)
 
     def engine(self) -> Engine:
         clock = iter(range(10**9))
@@ -108,9 +110,9 @@ def test_loras_are_laid_over_the_reference(sdxl: FastLab, tmp_path: Path) -> Non
     assert psnr(fast[0], fast[1]) < 40
 
 
-def test_a_shape_that_keeps_coming_gets_a_graph_of_its_own(sdxl: FastLab, tmp_path: Path) -> None:
+def test_a_shape_that_keeps_coming_gets_a_graph_of_its_own(sdxl: FastLab) -> None:
     one = sdxl.lab.family.passes()[STEP]
-    graph = open_graphs({STEP: one}, tmp_path / "graphs")[STEP]
+    graph = open_graphs({STEP: one}, sdxl.graphs)[STEP]
     often, seldom = one.example(2, 16, 16), one.example(4, 32, 24)
     first = graph(*often)
     run_until(lambda: graph.fixed_shapes, graph, often)
@@ -119,10 +121,10 @@ def test_a_shape_that_keeps_coming_gets_a_graph_of_its_own(sdxl: FastLab, tmp_pa
     assert graph(*seldom).shape == seldom[0].shape
 
 
-def test_a_shape_gets_its_graph_at_once_where_that_is_asked_for(sdxl: FastLab, tmp_path: Path) -> None:
+def test_a_shape_gets_its_graph_at_once_where_that_is_asked_for(sdxl: FastLab) -> None:
     one = sdxl.lab.family.passes()[STEP]
     tensors = one.example(2, 16, 16)
-    graph, unfixed = (open_graphs({STEP: one}, tmp_path / "graphs", fixed=fixed)[STEP] for fixed in (True, False))
+    graph, unfixed = (open_graphs({STEP: one}, sdxl.graphs, fixed=fixed)[STEP] for fixed in (True, False))
     first = graph(*tensors)
     for either in (graph, unfixed):
         either.settle(*tensors)
@@ -131,19 +133,17 @@ def test_a_shape_gets_its_graph_at_once_where_that_is_asked_for(sdxl: FastLab, t
     assert torch.allclose(graph(*tensors), first, rtol=1e-3, atol=1e-4)
 
 
-def test_graphs_for_one_shape_are_bounded(sdxl: FastLab, tmp_path: Path) -> None:
+def test_graphs_for_one_shape_are_bounded(sdxl: FastLab) -> None:
     one = sdxl.lab.family.passes()["decode"]
-    open_graphs({"decode": one}, tmp_path / "graphs")
-    file = tmp_path / "graphs" / "decode.xml"
     import openvino as ov
 
     sides = [(16, 16), (16, 24), (24, 16), (24, 24)]
-    graph = Graph(file, ov.Core(), most_fixed=2, idle=0)
+    graph = Graph(sdxl.graphs / "decode.xml", ov.Core(), most_fixed=2, idle=0)
     for side in sides:
         run_until(lambda side=side: side in fixed_sides(graph), graph, one.example(1, *side))
     assert fixed_sides(graph) == sides[-2:], "those that were idle gave their places"
 
-    graph = Graph(file, ov.Core(), most_fixed=1, idle=3600)
+    graph = Graph(sdxl.graphs / "decode.xml", ov.Core(), most_fixed=1, idle=3600)
     run_until(lambda: fixed_sides(graph), graph, one.example(1, *sides[0]))
     until = time.monotonic() + 2
     run_until(lambda: time.monotonic() > until, graph, one.example(1, *sides[1]))
@@ -187,8 +187,7 @@ def test_what_was_found_slower_is_not_used_and_not_kept(sdxl: FastLab, tmp_path:
 
 
 def test_graphs_that_cannot_be_read_are_made_again(sdxl: FastLab, tmp_path: Path) -> None:
-    Backends(OPENVINO, tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card)
-    folder = graphs_folder(tmp_path, sdxl.card)
+    folder = Path(shutil.copytree(sdxl.graphs, graphs_folder(tmp_path, sdxl.card)))
     (folder / f"{STEP}.xml").write_text("spoilt")
     (folder / CHOICE).write_text(json.dumps({"backend": OPENVINO, "why": "it was faster"}))
     assert Backends("auto", tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card) is None
@@ -263,12 +262,13 @@ def test_int8_is_near_the_reference_alone_and_in_company(lab: Lab, checkpoint: P
 
 
 def test_int8_is_kept_and_tells_how_far_it_is_off(sd3: FastLab, tmp_path: Path) -> None:
-    """Of the other family; what is gone is made again in int8, and what was made without int8 stays."""
-    plain, older = graphs_folder(tmp_path, sd3.card), graphs_folder(tmp_path, sd3.card, int8=True).with_name("older")
-    plain.mkdir(parents=True)
-    older.mkdir(parents=True)
-    lab = FastLab(sd3.lab, Path(sd3.card.path or ""), INT8, tmp_path)
-    backends, folder = Backends(INT8, tmp_path, ROOM), graphs_folder(tmp_path, lab.card, int8=True)
+    """Of the other family; what is gone (a choice is there, but no graphs) is made again, and what was made without int8 stays."""
+    plain, folder = graphs_folder(tmp_path, sd3.card), graphs_folder(tmp_path, sd3.card, int8=True)
+    older = folder.with_name("older")
+    for one in (plain, folder, older):
+        one.mkdir(parents=True)
+    (folder / CHOICE).write_text(json.dumps({"backend": INT8, "why": "so it was"}))
+    lab, backends = FastLab(sd3.lab, Path(sd3.card.path or ""), INT8, tmp_path), Backends(INT8, tmp_path, ROOM)
     choice = read_choice(folder)
     assert choice is not None
     assert choice.backend == INT8
@@ -279,8 +279,6 @@ def test_int8_is_kept_and_tells_how_far_it_is_off(sd3: FastLab, tmp_path: Path) 
     made = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert backends.accelerate(lab.lab.family, lab.card) is not None
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == made
-    (folder / f"{STEP}.xml").unlink()
-    lab = FastLab(sd3.lab, Path(sd3.card.path or ""), INT8, tmp_path)
     assert 25 <= psnr(*lab.lab.ours((0, params())), *lab.ours((0, params()))) < 60
 
 

@@ -20,7 +20,7 @@ from darkroom.engine.sdxl import SDXL
 from darkroom.errors import ModelUnavailable, Unsupported
 from darkroom.models.catalogue import resolve
 from darkroom.types import Params
-from tests.conftest import Server, cli
+from tests.conftest import EAGER, Server, cli
 from tests.engine.conftest import Lab, apart, make_checkpoint, photo
 from tests.engine.original import write_original
 
@@ -72,7 +72,7 @@ def test_pictures_from_the_file_are_those_from_the_folder(folder: Path, single: 
 def test_generate_from_a_single_file_without_a_hub(single: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     small = ("--width", "128", "--height", "128", "--steps", "10", "--data-dir", str(tmp_path / "data"))
-    done = cli("generate", "a cat", "--model", str(single), "-o", str(out), *small, **NO_HUB)
+    done = cli("generate", "a cat", "--model", str(single), "-o", str(out), *small, **NO_HUB | EAGER)
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr
     assert Image.open(out).size == (128, 128)

@@ -19,11 +19,11 @@ from tests.conftest import Server
 from tests.http.test_generate import errors, pixels
 
 
-@pytest.fixture
-def second(tmp_path: Path) -> Path:
-    """The checkpoint in the box under another name."""
-    folder = tmp_path / "second"
-    shutil.copytree(str(resolve("demo-xl", tmp_path).path), folder)
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint in the box under another name; one folder for all, for its graphs are made once."""
+    folder = tmp_path_factory.mktemp("models") / "second"
+    shutil.copytree(str(resolve("demo-xl", folder).path), folder)
     own = json.loads((folder / "darkroom.json").read_text())
     (folder / "darkroom.json").write_text(json.dumps(own | {"name": "second"}))
     return folder
@@ -88,7 +88,8 @@ def test_a_service_serves_what_it_was_told_to(serve: Callable[..., Server], seco
     assert "demo-xl, second" in wrong.stderr
 
 
-def test_a_broken_model_takes_no_other_along(serve: Callable[..., Server], second: Path) -> None:
+def test_a_broken_model_takes_no_other_along(serve: Callable[..., Server], second: Path, tmp_path: Path) -> None:
+    second = shutil.copytree(second, tmp_path / "second")
     (second / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not weights")
     server = serve("--model", f"demo-xl,{second}")
     reply = server.generate(model="second")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import cli
+from tests.conftest import EAGER, cli
 from tests.engine.conftest import make_checkpoint
 from tests.models.hub import Hub, Repository
 
@@ -93,7 +93,7 @@ def test_pull_then_list_then_generate(hub: Hub, painter: Repository, run: Run, t
     assert f"maker/painter  sdxl  CreativeML Open RAIL++-M  {folder}" in run("models", "list").stdout
     assert run("models", "pull", "maker/painter").returncode == 0
     out = tmp_path / "out.png"
-    done = run("generate", "a cat", "--model", "maker/painter", "-o", str(out), "--width", "128", "--height", "128", "--steps", "10")
+    done = run("generate", "a cat", "--model", "maker/painter", "-o", str(out), "--width", "128", "--height", "128", "--steps", "10", **EAGER)
     assert done.returncode == 0, done.stderr
     assert Image.open(out).size == (128, 128)
     assert len(hub.asked) == asked  # what is here is not asked for again
