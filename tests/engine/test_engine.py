@@ -59,7 +59,7 @@ def test_a_row_that_breaks_the_pass_fails_alone(lab: Lab) -> None:
         engine.put(Submit(str(i), params(seed=i + 1)))
     for _ in range(5):
         engine.step()
-    engine.scheduler._samples["1"].state.latents = torch.zeros(2, 1, 5, 16, 16)
+    engine.scheduler._samples["1"].state.latents = torch.zeros(2, 2, 5, 16, 16)
     ended = drain(engine)
     assert isinstance(ended["1"], Failed)
     assert isinstance(ended["0"], Finished)
@@ -251,7 +251,7 @@ def test_two_that_wait_for_a_picture_that_cannot_be_made_both_hear_it(lab: Lab) 
     for job_id in ("first", "second"):
         engine.put(Submit(job_id, params(steps=10)))
     engine.step()
-    engine.scheduler._samples["first"].state.latents = torch.zeros(2, 1, 5, 16, 16)
+    engine.scheduler._samples["first"].state.latents = torch.zeros(2, 2, 5, 16, 16)
     assert {job_id: type(event) for job_id, event in drain(engine).items()} == {"first": Failed, "second": Failed}
     assert not engine._flights
     assert not engine._aboard

@@ -28,7 +28,7 @@ log = structlog.get_logger("engine")
 
 EAGER, OPENVINO, INT8, COMPILE = "eager", "openvino", "int8", "compile"
 GRAPHS = (OPENVINO, INT8)
-LAYOUT = 4  # of the graphs: another number makes those on the disk stale
+LAYOUT = 5  # of the graphs: another number makes those on the disk stale
 DEMANDED = "the setting backend says so"
 CHOICE = "choice.json"
 PROBE = 2, 32, 32  # rows and latent sides of the measurement: a guided picture of 256 x 256

@@ -67,9 +67,9 @@ class Family(Protocol):
     def encode_image(self, pixels: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """[1, 3, h, w] in -1..1 to scaled latents [1, c, h/8, w/8], fp32; the posterior's mode without a generator."""
 
-    def step(self, latents: torch.Tensor, coefficients: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
-        """One step as `samplers.step` has it, around one forward pass with text and sides (height and width in pixels, fp32) of its r
-        rows: a Text of r rows and [r, 2]."""
+    def step(self, latents: torch.Tensor, coefficients: torch.Tensor, pairs: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
+        """One step as `samplers.step` has it, around one forward pass with the text and the sides [n, 2] (height and width in pixels, fp32)
+        of its n rows."""
 
     def decode(self, latents: torch.Tensor, tile: int = 0) -> torch.Tensor:
         """Latents [n, c, h, w] to pictures [n, 3, 8h, 8w] in -1..1, fp32, not clamped; in tiles of so many pixels where not 0."""

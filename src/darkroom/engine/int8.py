@@ -41,7 +41,7 @@ class Seen:
     calls: list[tuple[tuple[torch.Tensor, ...], torch.Tensor]]
 
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
-        latents, coefficients, rows, pairs, *conditions = tensors
+        latents, coefficients, pairs, *conditions = tensors
         predictions: list[torch.Tensor] = []
         hook = self.one.module.get_submodule("denoiser").register_forward_hook(lambda module, given, out: predictions.append(out))
         try:
@@ -50,7 +50,7 @@ class Seen:
             hook.remove()
         bare = samplers.bare(coefficients[:, samplers.T], coefficients[:, samplers.C_IN])
         prediction = predictions[0].index_select(0, pairs.flatten()).unflatten(0, pairs.shape).mean(0)
-        self.calls.append((tuple(tensor.contiguous() for tensor in (latents, bare, rows, pairs, *conditions)), prediction.expand(2, -1, -1, -1, -1)))
+        self.calls.append((tuple(tensor.contiguous() for tensor in (latents, bare, pairs, *conditions)), prediction.expand(2, -1, -1, -1, -1)))
         return out
 
 
@@ -73,11 +73,11 @@ def _draw(family: Family, params: Params) -> None:
     plan, scale = family.plan(params), family.latent_scale
     shape = (1, family.latent_channels, params.height // scale, params.width // scale)
     generator = torch.Generator().manual_seed(params.seed)
-    latents = torch.stack([plan.noise * torch.randn(shape, generator=generator), torch.zeros(shape)])
-    rows, pairs = samplers.pairing([True])
+    latents = torch.stack([plan.noise * torch.randn(shape, generator=generator), torch.zeros(shape)]).repeat(1, 2, 1, 1, 1)
+    pairs = samplers.pairing([2])
     for row in torch.from_numpy(plan.table).float():
-        coefficients = torch.cat([row, torch.tensor([max(1.0, params.cfg)])])[None]
-        latents = family.step(latents, coefficients, rows, pairs, both, sides)
+        coefficients = torch.cat([row, torch.tensor([max(1.0, params.cfg)])]).repeat(2, 1)
+        latents = family.step(latents, coefficients, pairs, both, sides)
         latents[0] += row[samplers.D] * torch.randn(shape, generator=generator)
 
 

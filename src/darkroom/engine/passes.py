@@ -38,16 +38,13 @@ class StepPass(Pass):
     """That of a Step, around a denoiser of so many channels and patches of such a side that takes conditions of these shapes."""
 
     def __init__(self, denoiser: nn.Module, channels: int, patch: int, *conditions: Shape):
-        super().__init__(Step(denoiser), ((2, -1, channels, -1, -1), (-1, samplers.WIDTH), (-1,), (2, -1), *conditions), patch)
+        super().__init__(Step(denoiser), ((2, -1, channels, -1, -1), (-1, samplers.WIDTH), (2, -1), *conditions), patch)
 
     def example(self, rows: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
         """Sides up to a whole patch; as many of the Samples as may be are guided."""
         height, width = (math.ceil(side / self.scale) * self.scale for side in (height, width))
-        n = math.ceil(rows / 2)
-        index, pairs = samplers.pairing([i < rows // 2 for i in range(n)])
-        latents, _, _, _, *conditions = self.shapes
-        given = _uniform(latents, n, height, width), samplers.bare(torch.rand(n), torch.ones(n)), index, pairs
-        return *given, *(_uniform(shape, rows, height, width) for shape in conditions)
+        latents, _, _, *conditions = (_uniform(shape, rows, height, width) for shape in self.shapes)
+        return latents, samplers.bare(torch.rand(rows), torch.ones(rows)), samplers.pairing([*[2] * (rows // 2), *[1] * (rows % 2)]), *conditions
 
 
 def _uniform(shape: Shape, rows: int, height: int, width: int) -> torch.Tensor:
@@ -163,16 +160,14 @@ class Transformer(nn.Module):
 
 
 class Step(nn.Module):
-    """A denoising step of Samples around a denoiser in fp32: what `samplers.step` takes, and the denoiser's conditions of each row."""
+    """A denoising step around a denoiser in fp32: what `samplers.step` takes, and the denoiser's conditions of each row."""
 
     def __init__(self, denoiser: nn.Module):
         super().__init__()
         self.denoiser = denoiser
 
-    def forward(
-        self, latents: torch.Tensor, coefficients: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, *conditions: torch.Tensor
-    ) -> torch.Tensor:
-        return samplers.step(lambda x, t: self.denoiser(x, t, *conditions), latents, coefficients, rows, pairs)
+    def forward(self, latents: torch.Tensor, coefficients: torch.Tensor, pairs: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
+        return samplers.step(lambda x, t: self.denoiser(x, t, *conditions), latents, coefficients, pairs)
 
 
 def keyable(unet: Any) -> bool:

@@ -25,7 +25,8 @@ LEAST_TILE = 256  # pixels a side; tiles are in multiples of it
 
 @dataclass
 class State:
-    """What a Sample carries between steps; latents [2, 1, c, h, w], fp32, on the device: where it is, and what it was denoised to."""
+    """What a Sample carries between steps; latents [2, rows, c, h, w], fp32, on the device: where it is, and what it was denoised to, the
+    same in each of its rows."""
 
     plan: Plan
     latents: torch.Tensor
@@ -45,13 +46,12 @@ class State:
 class _Company:
     """What a pass takes that is known from the start for as long as the same Samples step together.
 
-    rows, pairs: as `samplers.pairing` gives them; text and sides [rows, 2] (height and width in pixels, fp32): of each row. Of the
-    steps until the first Sample is through, `first` being where samples[0] is in its own: coefficients [steps, samples, 9], and, on
-    the host, who wants fresh noise, by step and Sample.
+    pairs: as `samplers.pairing` gives them; text and sides [n, 2] (height and width in pixels, fp32) of n rows. Of the steps until the
+    first Sample is through, `first` being where samples[0] is in its own: coefficients [steps, n, 9], and, on the host, who wants
+    fresh noise, by step and Sample.
     """
 
     samples: tuple[Sample, ...]
-    rows: torch.Tensor
     pairs: torch.Tensor
     text: Text
     sides: torch.Tensor
@@ -61,18 +61,17 @@ class _Company:
 
     @classmethod
     def of(cls, samples: tuple[Sample, ...], device: torch.device) -> _Company:
-        states: list[State] = [sample.state for sample in samples]
-        rows, pairs = samplers.pairing([sample.rows == 2 for sample in samples])
-        texts = [state.negative for state in states if state.negative is not None] + [state.text for state in states]
+        rows = [sample.rows for sample in samples]
+        texts = [text for sample in samples for text in (sample.state.negative, sample.state.text) if text is not None]
         text = Text(torch.cat([text.hidden for text in texts]), torch.cat([text.pooled for text in texts]))
         sides = torch.tensor([[sample.params.height, sample.params.width] for sample in samples], dtype=torch.float32)
         steps = min(sample.remaining for sample in samples)
         table = np.stack([sample.state.plan.table[sample.step : sample.step + steps] for sample in samples], axis=1)
         cfg = np.broadcast_to(np.array([[sample.params.cfg] for sample in samples], table.dtype), (*table.shape[:2], 1))
-        coefficients = torch.from_numpy(np.concatenate([table, cfg], axis=2))
+        coefficients = torch.from_numpy(np.concatenate([table, cfg], axis=2).repeat(rows, axis=1))
         return cls(
-            samples, to_device(rows, device), to_device(pairs, device), text, to_device(sides[rows], device), samples[0].step,
-            to_device(coefficients, device), (table[..., samplers.D] != 0).tolist(),
+            samples, to_device(samplers.pairing(rows), device), text, to_device(sides.repeat_interleave(torch.tensor(rows), 0), device),
+            samples[0].step, to_device(coefficients, device), (table[..., samplers.D] != 0).tolist(),
         )  # fmt: skip
 
 
@@ -122,7 +121,7 @@ class Runner:
             text = self._encode(params.prompt, loras)
             negative = self._encode(params.negative_prompt, loras, like=text) if sample.rows == 2 else None
         generator = torch.Generator("cpu").manual_seed(params.seed)
-        sample.state = State(plan, self._start(params, plan, generator), text, negative, generator, loras)
+        sample.state = State(plan, self._start(params, plan, generator).repeat(1, sample.rows, 1, 1, 1), text, negative, generator, loras)
 
     def denoise(self, batch: Batch) -> None:
         """One forward pass and one sampler step for every Sample of the batch."""
@@ -138,11 +137,11 @@ class Runner:
         states: list[State] = [sample.state for sample in samples]
         latents = states[0].latents if len(states) == 1 else torch.cat([state.latents for state in states], dim=1)
         coefficients = company.coefficients[step]
-        latents = family.step(latents, coefficients, company.rows, company.pairs, company.text, company.sides)
+        latents = family.step(latents, coefficients, company.pairs, company.text, company.sides)
         if any(company.noise[step]):
             noise = self._noise(states, company.noise[step])
             latents[0].addcmul_(noise, coefficients[:, samplers.D, None, None, None])
-        for state, its in zip(states, latents.split(1, dim=1), strict=True):
+        for state, its in zip(states, latents.split([sample.rows for sample in samples], dim=1), strict=True):
             state.latents = its
 
     @torch.inference_mode()
@@ -152,7 +151,7 @@ class Runner:
         most, tile = self._portion(samples[0].params)
         family = self.family if tile else self._fast  # tiles are PyTorch's
         self._take_threads(family)
-        latents = [torch.cat([sample.state.latents[0] for sample in samples[i : i + most]]) for i in range(0, len(samples), most)]
+        latents = [torch.cat([sample.state.latents[0, :1] for sample in samples[i : i + most]]) for i in range(0, len(samples), most)]
         return [picture for part in latents for picture in _to_pixels(family.decode(part, tile))]
 
     def _portion(self, params: Params) -> tuple[int, int]:
@@ -165,7 +164,7 @@ class Runner:
         """A JPEG of what the picture of a Sample that has stepped would be by now."""
         if self._colours is None:
             self._colours = preview.fit(self.family)
-        return preview.to_jpeg(sample.state.latents[1], self._colours, sample.params.width, sample.params.height)
+        return preview.to_jpeg(sample.state.latents[1, :1], self._colours, sample.params.width, sample.params.height)
 
     def _encode(self, prompt: str, loras: LoraSet, like: Text | None = None) -> Text:
         """Encoded, or from the cache; an empty prompt is the unconditional of `like`."""
@@ -206,9 +205,10 @@ class Runner:
         return self._company
 
     def _noise(self, states: list[State], wants: list[bool]) -> torch.Tensor:
-        """Fresh noise [n, c, h, w] of the ancestral Samples, each from its own generator; the others draw nothing."""
-        shape = states[0].latents.shape[1:]
-        rows = [torch.randn(shape, generator=state.generator) if want else torch.zeros(shape) for state, want in zip(states, wants, strict=True)]
+        """Fresh noise [n, c, h, w] for the rows of ancestral Samples, each Sample's from its own generator; the others draw nothing."""
+        shape = states[0].latents.shape[2:]
+        drawn = [torch.randn(shape, generator=state.generator) if want else torch.zeros(shape) for state, want in zip(states, wants, strict=True)]
+        rows = [noise.expand_as(state.latents[0]) for noise, state in zip(drawn, states, strict=True)]
         return to_device(torch.cat(rows), self.family.device)
 
 

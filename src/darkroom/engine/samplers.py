@@ -1,5 +1,5 @@
 """Numerical methods. Each is a pure function from a noise schedule to a table of coefficients, made once a Sample on the
-host; `step` is the one step that all of them share, vectorised over Samples, so a batch may mix methods and positions.
+host; `step` is the one step that all of them share, vectorised over rows, so a batch may mix methods and positions.
 
 Everything is in the variance-exploding form x = z + sigma * noise (k-diffusion's), whatever form the paper uses; only
 flow matching stays in its own, x = (1 - sigma) * z + sigma * noise, for which Euler's step has the same coefficients.
@@ -13,6 +13,7 @@ With `out` what the net answered to x * C_IN at timestep T, guided:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -63,17 +64,17 @@ def preconditioning(sigmas: np.ndarray, prediction_type: str) -> np.ndarray:
 
 
 def step(
-    denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], latents: torch.Tensor, coefficients: torch.Tensor, rows: torch.Tensor,
-    pairs: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
-    """One step of n Samples, without D's noise, with classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
+    denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], latents: torch.Tensor, coefficients: torch.Tensor, pairs: torch.Tensor
+) -> torch.Tensor:
+    """One step of n rows, without D's noise, with classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
 
-    latents [2, n, c, h, w]: x, and the denoised of the step before; those after it are returned. coefficients [n, 9]: a row of each
-    Sample's table, and its CFG. rows and pairs as `pairing` gives them. denoise takes rows of x * C_IN and of T, fp32, and gives fp32.
+    latents [2, n, c, h, w]: x, and the denoised of the step before; those after it are returned. coefficients [n, 9]: of each row's
+    Sample, the row of its table, and its CFG. pairs [2, n] as `pairing` gives them. denoise takes x * C_IN and T of n rows, fp32, and
+    gives fp32.
     """
     x, before = latents[0], latents[1]
     t, c_in, c_skip, c_out, a, b, c, _, cfg = coefficients.view(-1, WIDTH, 1, 1, 1).unbind(1)
-    out = denoise((x * c_in).index_select(0, rows), t.flatten().index_select(0, rows))
+    out = denoise(x * c_in, t.flatten())
     out = torch.lerp(out.index_select(0, pairs[0]), out.index_select(0, pairs[1]), cfg)
     denoised = c_out * out + c_skip * x
     return torch.stack([a * x + b * denoised + c * before, denoised])
@@ -88,13 +89,13 @@ def bare(t: torch.Tensor, c_in: torch.Tensor) -> torch.Tensor:
     return coefficients
 
 
-def pairing(guided: Sequence[bool]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of a pass for n Samples, of which some are guided: the unconditional rows of these, then a conditional row of every Sample.
+def pairing(rows: Sequence[int]) -> torch.Tensor:
+    """The unconditional and the conditional row [2, n] of each row's Sample, for Samples of 2 rows (with guidance) and of 1 (without:
+    both are the one it has, from which CFG then leads nowhere) that lie one after the other.
 
-    rows [r]: which Sample each row is of. pairs [2, n]: the unconditional and the conditional row of each Sample; without guidance
-    both are the one it has, from which CFG then leads nowhere.
+    A guided Sample's two rows so get the same outcome. They carry it both, for the shapes of a pass then depend on nothing but n,
+    and few shapes come often enough to be worth a graph of their own.
     """
-    first = [i for i, is_guided in enumerate(guided) if is_guided]
-    conditional = [len(first) + i for i in range(len(guided))]
-    unconditional = [first.index(i) if is_guided else conditional[i] for i, is_guided in enumerate(guided)]
-    return torch.tensor([*first, *range(len(guided))]), torch.tensor([unconditional, conditional])
+    ends = list(accumulate(rows))
+    return torch.tensor([[end - count for end, count in zip(ends, rows, strict=True) for _ in range(count)],
+                         [end - 1 for end, count in zip(ends, rows, strict=True) for _ in range(count)]])  # fmt: skip

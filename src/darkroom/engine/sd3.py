@@ -153,10 +153,10 @@ class SD3:
     def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
         return self._runs["transformer"](x.to(self.dtype), t, text.hidden, text.pooled).float()
 
-    def step(self, latents: torch.Tensor, coefficients: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
+    def step(self, latents: torch.Tensor, coefficients: torch.Tensor, pairs: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
         if STEP in self._runs:
-            return self._runs[STEP](latents, coefficients, rows, pairs, text.hidden, text.pooled)
-        return samplers.step(lambda x, t: self.denoise(x, t, text, sides), latents, coefficients, rows, pairs)
+            return self._runs[STEP](latents, coefficients, pairs, text.hidden, text.pooled)
+        return samplers.step(lambda x, t: self.denoise(x, t, text, sides), latents, coefficients, pairs)
 
     def decode(self, latents: torch.Tensor, tile: int = 0) -> torch.Tensor:
         config = self.vae.config  # its force_upcast is SDXL's inheritance: SD 3.x's autoencoder does not overflow in fp16

@@ -162,10 +162,10 @@ class SDXL:
     def denoise(self, x: torch.Tensor, t: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
         return self._runs["unet"](x.to(self.dtype), t, text.hidden, text.pooled, sides.to(self.dtype)).float()
 
-    def step(self, latents: torch.Tensor, coefficients: torch.Tensor, rows: torch.Tensor, pairs: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
+    def step(self, latents: torch.Tensor, coefficients: torch.Tensor, pairs: torch.Tensor, text: Text, sides: torch.Tensor) -> torch.Tensor:
         if STEP in self._runs:
-            return self._runs[STEP](latents, coefficients, rows, pairs, text.hidden, text.pooled, sides)
-        return samplers.step(lambda x, t: self.denoise(x, t, text, sides), latents, coefficients, rows, pairs)
+            return self._runs[STEP](latents, coefficients, pairs, text.hidden, text.pooled, sides)
+        return samplers.step(lambda x, t: self.denoise(x, t, text, sides), latents, coefficients, pairs)
 
     def decode(self, latents: torch.Tensor, tile: int = 0) -> torch.Tensor:
         z = (latents / self._scale + self._shift).to(self._vae_dtype, memory_format=torch.channels_last)
