@@ -19,8 +19,11 @@ import requests
 
 SMALL = {"prompt": "a red apple on a blue background", "steps": 10, "width": 128, "height": 128}
 
-# Files that take minutes. They come first, so that no process is left with one of them when the others are through.
-LONGEST = ("worker/test_local.py", "engine/test_graphs.py", "test_faults.py", "http/test_jobs.py", "http/test_models.py")
+# Files that take longest. They come first, so that no process is left with one of them when the others are through.
+LONGEST = (
+    "test_faults.py", "worker/test_local.py", "engine/test_graphs.py", "http/test_jobs.py", "test_cli.py", "http/test_access.py", "http/test_models.py",
+    "web/test_pages.py", "http/test_bounds.py", "engine/test_parity.py", "test_readme.py", "engine/test_sigmas.py", "http/test_loras.py", "models/test_pull.py",
+)  # fmt: skip
 
 EAGER = {"DARKROOM_BACKEND": "eager"}  # for a model of a test's own, which would first be converted and measured, where this is not about graphs
 FRESH = {"Cache-Control": "no-cache"}  # tests are about pictures that are made, unless they say otherwise

@@ -36,10 +36,10 @@ def test_the_block_is_three_plain_lines_and_a_curl_line_that_works(serve: Callab
 
 
 def test_a_later_start_keeps_service_and_keys_and_shows_no_secret(serve: Callable[..., Server], tmp_path: Path) -> None:
-    first = serve()
+    first = serve("--model", "demo-xl")
     assert requests.get(f"{first.host}/healthz", timeout=10).json()["worker"] in ("loading", "ready")
     assert first.stop() in (0, -signal.SIGTERM)  # a server that ends in good order hands the signal on
-    second = serve("--public-url", "https://pictures.example/")
+    second = serve("--model", "demo-xl", "--public-url", "https://pictures.example/")
     assert second.block[0] == f"SERVICE_ID=https://pictures.example/{first.service_id.rpartition('/')[2]}"
     assert second.block[1] == "API_KEY=$API_KEY"
     assert any("darkroom key create" in line for line in second.block)
@@ -53,7 +53,7 @@ def test_a_later_start_keeps_service_and_keys_and_shows_no_secret(serve: Callabl
 
 
 def test_rows_and_files_of_a_picture_and_no_secret_in_the_rows(serve: Callable[..., Server], tmp_path: Path) -> None:
-    server = serve()
+    server = serve("--model", "demo-xl")
     png = server.generate(seed=4).content
     server.stop()
     rows = sqlite3.connect(tmp_path / "data" / "darkroom.sqlite")
@@ -65,7 +65,7 @@ def test_rows_and_files_of_a_picture_and_no_secret_in_the_rows(serve: Callable[.
 
 
 def test_jobs_that_a_killed_server_left_are_failed_with_a_reason(serve: Callable[..., Server], tmp_path: Path) -> None:
-    server = serve()
+    server = serve("--model", "demo-xl")
     server.generate()
     body = {"prompt": "a cat", "steps": 50, "width": 768, "height": 768}
     with pytest.raises(requests.RequestException):
@@ -76,7 +76,7 @@ def test_jobs_that_a_killed_server_left_are_failed_with_a_reason(serve: Callable
     rows.execute("update jobs set status = 'running', ended_at = null where status != 'finished'")
     rows.commit()
     rows.close()
-    serve().stop()
+    serve("--model", "demo-xl").stop()
     left = sqlite3.connect(tmp_path / "data" / "darkroom.sqlite").execute("select status, error from jobs where status != 'finished'").fetchall()
     assert left == [("failed", "the server ended while this job ran, and its client was gone")]
 
@@ -180,7 +180,7 @@ def test_wrong_settings_are_one_clear_line(tmp_path: Path, server: Server) -> No
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
 def test_the_worker_ends_with_the_gateway(serve: Callable[..., Server], sign: signal.Signals) -> None:
-    server = serve()
+    server = serve("--model", "demo-xl")
     found = subprocess.run(["pgrep", "-P", str(server.process.pid), "-f", "worker.child"], capture_output=True, text=True, check=False).stdout.split()
     assert len(found) == 1
     server.stop(sign)

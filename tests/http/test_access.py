@@ -80,7 +80,7 @@ def test_cors(server: Server) -> None:
 
 
 def test_a_full_queue_is_a_429_with_a_computed_wait(serve: Callable[..., Server]) -> None:
-    server = serve("--max-queue", "1")
+    server = serve("--model", "demo-xl", "--max-queue", "1")
     server.generate()
     running = threading.Thread(target=lambda: server.generate(steps=50, width=384, height=384))
     running.start()
@@ -93,7 +93,7 @@ def test_a_full_queue_is_a_429_with_a_computed_wait(serve: Callable[..., Server]
 
 
 def test_every_job_ends_whenever_its_client_leaves(serve: Callable[..., Server]) -> None:
-    server = serve()
+    server = serve("--model", "demo-xl")
     server.generate()
     body = json.dumps(SMALL | {"steps": 12}).encode()
     address = urlsplit(server.host)
@@ -114,7 +114,7 @@ def test_every_job_ends_whenever_its_client_leaves(serve: Callable[..., Server])
 
 
 def test_a_server_that_is_told_to_end_tells_its_clients(serve: Callable[..., Server]) -> None:
-    server = serve()
+    server = serve("--model", "demo-xl")
     server.generate()
     replies: list[requests.Response] = []
     waiting = threading.Thread(target=lambda: replies.append(server.generate(steps=50, width=1024, height=1024)))

@@ -71,7 +71,7 @@ def test_a_packed_body_is_a_415(server: Server) -> None:
 
 
 def test_every_setting_bounds_what_it_says(serve: Callable[..., Server]) -> None:
-    server = serve(DARKROOM_MAX_BODY_BYTES="65536", DARKROOM_MAX_PIXELS="65536", DARKROOM_MAX_CONCURRENT="2")
+    server = serve("--model", "demo-xl", DARKROOM_MAX_BODY_BYTES="65536", DARKROOM_MAX_PIXELS="65536", DARKROOM_MAX_CONCURRENT="2")
     errors(server.generate(prompt="a" * 70_000), 413)
     assert pixels(server.generate(width=None, height=None)).shape == (256, 256, 3)
     answer = errors(server.control(png(128, 128), width="1024"), 422)
@@ -95,7 +95,7 @@ def test_every_setting_bounds_what_it_says(serve: Callable[..., Server]) -> None
 
 
 def test_a_body_that_comes_too_slowly_is_a_408_and_the_server_goes_on(serve: Callable[..., Server]) -> None:
-    server = serve(DARKROOM_BODY_TIMEOUT="1.5")
+    server = serve("--model", "demo-xl", DARKROOM_BODY_TIMEOUT="1.5")
     address = urlsplit(server.host)
     with socket.create_connection((address.hostname, address.port), timeout=20) as line:
         path = urlsplit(server.service_id).path
@@ -111,7 +111,7 @@ def test_a_body_that_comes_too_slowly_is_a_408_and_the_server_goes_on(serve: Cal
 
 
 def test_a_fault_of_ours_is_a_500_without_trace_or_path(serve: Callable[..., Server]) -> None:
-    server = serve()
+    server = serve("--model", "demo-xl")
     with contextlib.closing(sqlite3.connect(server.data_dir / "darkroom.sqlite")) as connection:
         connection.execute("drop table usage")
     reply = server.generate()
@@ -129,7 +129,7 @@ def test_settings_of_a_file_reach_the_routes(serve: Callable[..., Server], tmp_p
     (tmp_path / "darkroom.toml").write_text(
         'public_url = "https://pictures.example/"\ncors_origins = ["https://page.example"]\nembed_prompt = false\nexact = true\nmax_queue = 3\n'
     )
-    server = serve("--max-queue", "9", folder=tmp_path)
+    server = serve("--model", "demo-xl", "--max-queue", "9", folder=tmp_path)
     assert server.service_id.startswith("https://pictures.example/svc-")
     assert f"curl {server.service_id}/v1/images/generate" in "\n".join(server.block)
     host = server.log_address()
