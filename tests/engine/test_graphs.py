@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 from darkroom.engine.backend import CHOICE, COMPILE, EAGER, INT8, OPENVINO, Backends, graphs_folder, read_choice
 from darkroom.engine.cost import CostModel
 from darkroom.engine.engine import Engine
-from darkroom.engine.graphs import Graph, open_graphs
+from darkroom.engine.graphs import PARTIAL, Graph, open_graphs
 from darkroom.engine.int8 import see, worst_error
 from darkroom.engine.passes import STEP, Pass
 from darkroom.engine.residents import Residents
@@ -162,10 +163,15 @@ def run_until(met: Callable[[], Any], graph: Graph, tensors: tuple[torch.Tensor,
 
 
 def test_a_model_is_converted_and_measured_once(sdxl: FastLab, tmp_path: Path) -> None:
-    backends, lab = Backends("auto", tmp_path, ROOM), sdxl.lab
+    backends, lab, folder = Backends("auto", tmp_path, ROOM), sdxl.lab, graphs_folder(tmp_path, sdxl.card)
+    abandoned, another = (folder.with_name(f"{name}{PARTIAL}") for name in ("abandoned", "another"))
+    for one in (abandoned, another):
+        one.mkdir(parents=True)
+    os.utime(abandoned, (0, 0))
     parts: list[float] = []
     backends.accelerate(lab.family, sdxl.card, parts.append)
-    folder = graphs_folder(tmp_path, sdxl.card)
+    assert not abandoned.exists()
+    assert another.exists()
     choice = read_choice(folder)
     assert choice is not None
     assert "against" in choice.why

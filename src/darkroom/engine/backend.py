@@ -137,7 +137,7 @@ class Backends:
 
     def _open_int8(self, family: Any, card: ModelCard, folder: Path, tell: Callable[[float], None]) -> tuple[Mapping[str, Any], Choice]:
         """Without a race: who asks for int8 has chosen."""
-        from darkroom.engine.graphs import are_there, open_graphs
+        from darkroom.engine.graphs import are_there, clear_older, open_graphs
         from darkroom.engine.int8 import see, worst_error
         from darkroom.engine.passes import STEP
 
@@ -150,12 +150,12 @@ class Backends:
             worst = max(worst, worst_error(graphs[STEP], seen))
             choice = Choice(INT8, f"{DEMANDED}; a pass of the denoiser differs from PyTorch's by {worst:.1%} of its size at most")
             _write_choice(folder, choice)
-            _clear_older(folder)
+            clear_older(folder)
         assert choice is not None
         return graphs, choice
 
     def _open(self, family: Any, folder: Path, tell: Callable[[float], None]) -> tuple[Mapping[str, Any], Choice]:
-        from darkroom.engine.graphs import open_graphs
+        from darkroom.engine.graphs import clear_older, open_graphs
 
         choice = read_choice(folder)
         if choice and choice.backend == EAGER and self._wanted == "auto":
@@ -164,7 +164,7 @@ class Backends:
         if choice is None:
             choice = _measure(family.passes(), graphs)
             _write_choice(folder, choice)
-            _clear_older(folder)
+            clear_older(folder)
         if choice.backend == EAGER and self._wanted == "auto":
             shutil.rmtree(folder)
             folder.mkdir()
@@ -240,10 +240,3 @@ def _check_disk(folder: Path, weights: int) -> None:
     needed = 2 * weights + 2**28  # as graphs, and compiled
     if not folder.exists() and free < needed:
         raise OSError(f"converting takes {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free")
-
-
-def _clear_older(folder: Path) -> None:
-    """Graphs of the same model, in the same numbers, from other weights or versions."""
-    for other in folder.parent.iterdir():
-        if other != folder and not other.name.endswith(".partial"):
-            shutil.rmtree(other, ignore_errors=True)

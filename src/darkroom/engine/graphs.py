@@ -32,6 +32,8 @@ MOST_FIXED = 4  # graphs for one shape, of one pass: each takes about five times
 FIXED_BYTES = 100e6  # of weights in these graphs, of one pass, so large nets have none
 IDLE = 60.0  # seconds
 PAYS = 1  # a shape gets its own graph once it took so many times what compiling takes
+PARTIAL = ".partial"  # what the folder of a conversion that goes on ends with
+ABANDONED = 24 * 3600  # seconds without a new file, after which it does not go on
 FIRST_GUESS = 0.5  # seconds that compiling for one shape takes
 # f32: bf16 and f16 are slower than f32 without AMX, and give other pictures. Pinned threads would fight PyTorch's.
 OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
@@ -174,9 +176,23 @@ def are_there(passes: Iterable[str], folder: Path) -> bool:
     return all((folder / f"{name}.xml").exists() for name in passes)
 
 
+def clear_older(folder: Path) -> None:
+    """Graphs of the same model, in the same numbers, from other weights or versions, and what a process that died left half made."""
+    for other in folder.parent.iterdir():
+        if other != folder and (not other.name.endswith(PARTIAL) or _is_abandoned(other)):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _is_abandoned(partial: Path) -> bool:
+    try:
+        return time.time() - partial.stat().st_mtime > ABANDONED
+    except FileNotFoundError:  # it was just finished, by another process
+        return False
+
+
 def _convert_all(passes: Mapping[str, Pass], folder: Path, tell: Callable[[float], None], seen: Seen | None) -> None:
     """Write all graphs, or nothing."""
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
     partial.mkdir(parents=True)
     try:
         for done, (name, one) in enumerate(passes.items(), 1):
