@@ -17,8 +17,7 @@ from darkroom.engine import samplers
 Run = Callable[..., Any]  # takes the tensors of a pass and gives its tensor or tensors
 STEP = "step"  # the name of the pass that every step is
 
-
-Shape = tuple[int, ...]  # -1 for what differs between calls: numbers of rows and Samples, and sides
+Shape = tuple[int, ...]  # -1 for what differs between calls: rows and sides
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Batch -> stacked tensors -> Family -> sampler step -> back to each Sample."""
+"""Batch -> stacked tensors -> a Family's step -> back to each Sample."""
 
 from __future__ import annotations
 
