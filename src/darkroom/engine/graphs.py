@@ -32,9 +32,9 @@ MOST_FIXED = 4  # graphs for one shape, of one pass: each takes about five times
 FIXED_BYTES = 100e6  # of weights in these graphs, of one pass, so large nets have none
 IDLE = 60.0  # seconds
 PAYS = 1  # a shape gets its own graph once it took so many times what compiling takes
+FIRST_GUESS = 0.5  # seconds that compiling for one shape takes
 PARTIAL = ".partial"  # what the folder of a conversion that goes on ends with
 ABANDONED = 24 * 3600  # seconds without a new file, after which it does not go on
-FIRST_GUESS = 0.5  # seconds that compiling for one shape takes
 # f32: bf16 and f16 are slower than f32 without AMX, and give other pictures. Pinned threads would fight PyTorch's.
 OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 T, C_IN, C_SKIP, C_OUT, A, B, C, D, CFG = range(9)  # all but the last are a table's columns
-WIDTH = 9
+WIDTH = CFG + 1
 
 
 def euler(sigmas: np.ndarray) -> np.ndarray:
