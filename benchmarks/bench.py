@@ -52,9 +52,9 @@ QUICK = [
     Work("half-xl", (512,), [OURS, EAGER, GENAI], steps=3, rounds=2),
 ]
 FULL = [
-    Work("demo-xl", (256, 512, 768), ALL, rounds=5, closed=4, jobs=120, poisson=(0.5, 0.8, 1.1), load_rounds=3),
-    Work("demo-3.5", (256, 512, 768), ALL, rounds=5, closed=4, jobs=120, poisson=(0.5, 0.8, 1.1), load_rounds=3),
-    Work("half-xl", (256, 512), ALL, steps=3, rounds=5),
+    Work("demo-xl", (256, 512, 768), ALL, closed=4, jobs=50, poisson=(0.5, 0.8, 1.1), load_rounds=2),
+    Work("demo-3.5", (256, 512, 768), ALL, closed=4, jobs=50, poisson=(0.5, 0.8, 1.1), load_rounds=2),
+    Work("half-xl", (256, 512), ALL, steps=3),
 ]
 TINY = [
     Work("demo-xl", (256,), ALL, steps=10, rounds=2, closed=1, jobs=8, poisson=(0.8,)),

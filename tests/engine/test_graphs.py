@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ import torch
 from darkroom.engine.backend import CHOICE, COMPILE, EAGER, INT8, OPENVINO, Backends, graphs_folder, read_choice
 from darkroom.engine.cost import CostModel
 from darkroom.engine.engine import Engine
-from darkroom.engine.graphs import PARTIAL, Graph, open_graphs
+from darkroom.engine.graphs import PARTIAL, Graph, open_graphs, turn
 from darkroom.engine.int8 import see, worst_error
 from darkroom.engine.passes import STEP, Pass
 from darkroom.engine.residents import Residents
@@ -27,7 +27,7 @@ from darkroom.engine.runner import Runner
 from darkroom.errors import Unsupported
 from darkroom.types import ModelCard, Params
 
-from .conftest import Lab, apart, photo, psnr
+from .conftest import Lab, apart, photo, psnr, with_scheduler
 from .lora_lab import changes, write_diffusers
 from .sd3_lab import SD35_MEDIUM, SD3Lab, make_sd3
 from .test_parity import params, strangers
@@ -97,6 +97,18 @@ def test_image_to_image_agrees(labs: FastLab) -> None:
     assert psnr(*labs.lab.ours((0, wanted)), *labs.ours((0, wanted))) >= 50
 
 
+@pytest.mark.parametrize("method", ["DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler"])
+def test_other_methods_agree_too(sdxl: FastLab, checkpoint: Path, tmp_path: Path, method: str) -> None:
+    """One that looks back at the step before, and one that draws noise: the step is part of the graph."""
+    (tmp_path / "other").mkdir()
+    other = with_scheduler(checkpoint, tmp_path / "other", {"_class_name": method})
+    shutil.copytree(sdxl.graphs, graphs_folder(tmp_path, ModelCard("tiny", "sdxl", path=str(other))))
+    fast, wanted = FastLab(Lab(other), other, root=tmp_path), params()
+    (reference,), crowd = fast.lab.ours((0, wanted)), fast.ours((2, wanted), *strangers(128, 128))
+    assert psnr(crowd[0], reference) >= 50
+    assert psnr(*sdxl.lab.ours((0, wanted)), reference) < 40, "the method made no difference"
+
+
 def test_loras_are_laid_over_the_reference(sdxl: FastLab, tmp_path: Path) -> None:
     """A graph knows no hooks: the steps of Samples with LoRAs run on the modules, beside others that do not."""
     from darkroom.types import Lora
@@ -164,14 +176,13 @@ def run_until(met: Callable[[], Any], graph: Graph, tensors: tuple[torch.Tensor,
 
 def test_a_model_is_converted_and_measured_once(sdxl: FastLab, tmp_path: Path) -> None:
     backends, lab, folder = Backends("auto", tmp_path, ROOM), sdxl.lab, graphs_folder(tmp_path, sdxl.card)
-    abandoned, another = (folder.with_name(f"{name}{PARTIAL}") for name in ("abandoned", "another"))
-    for one in (abandoned, another):
+    half_made = [folder.with_name(f"{name}{PARTIAL}") for name in (folder.name, "of other weights")]
+    for one in half_made:
         one.mkdir(parents=True)
-    os.utime(abandoned, (0, 0))
+        (one / f"{STEP}.xml").write_text("half of it")
     parts: list[float] = []
     backends.accelerate(lab.family, sdxl.card, parts.append)
-    assert not abandoned.exists()
-    assert another.exists()
+    assert list(folder.parent.iterdir()) == [folder]
     choice = read_choice(folder)
     assert choice is not None
     assert "against" in choice.why
@@ -181,6 +192,21 @@ def test_a_model_is_converted_and_measured_once(sdxl: FastLab, tmp_path: Path) -
     made = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     backends.accelerate(lab.family, sdxl.card)
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == made
+
+
+def test_who_waits_for_another_process_finds_its_graphs(sdxl: FastLab, tmp_path: Path) -> None:
+    folder, found = graphs_folder(tmp_path, sdxl.card), []
+    waiting = threading.Thread(target=lambda: found.append(Backends("auto", tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card)))
+    with turn(folder):
+        waiting.start()
+        waiting.join(1)
+        assert list(folder.parent.iterdir()) == [], "it did not wait"
+        shutil.copytree(sdxl.graphs, folder)
+        (folder / CHOICE).write_text(json.dumps({"backend": OPENVINO, "why": "it was faster"}))
+        made = (folder / f"{STEP}.xml").stat().st_mtime_ns
+    waiting.join(60)
+    assert found[0] is not None
+    assert (folder / f"{STEP}.xml").stat().st_mtime_ns == made
 
 
 def test_what_was_found_slower_is_not_used_and_not_kept(sdxl: FastLab, tmp_path: Path) -> None:

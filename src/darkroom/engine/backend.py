@@ -13,6 +13,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -111,8 +112,9 @@ class Backends:
             return None
         folder = self._folder(card)
         try:
-            _check_disk(folder, weights)
-            graphs, choice = self._open_int8(family, card, folder, tell) if self._wanted == INT8 else self._open(family, folder, tell)
+            with self._turn(family, folder):
+                _check_disk(folder, weights)
+                graphs, choice = self._open_int8(family, card, folder, tell) if self._wanted == INT8 else self._open(family, folder, tell)
         except (OSError, RuntimeError, Unsupported) as error:
             log.warning("no graphs", model=card.name, error=repr(error))
             graphs, choice = {}, self._given_up(folder, error)
@@ -134,6 +136,14 @@ class Backends:
 
     def _folder(self, card: ModelCard) -> Path:
         return graphs_folder(self._root, card, int8=self._wanted == INT8)
+
+    def _turn(self, family: Any, folder: Path) -> AbstractContextManager[None]:
+        """Where graphs are still to be made, the right to make them."""
+        from darkroom.engine.graphs import are_there, turn
+
+        choice = read_choice(folder)
+        settled = choice and choice.backend == EAGER and self._wanted == "auto"
+        return nullcontext() if settled or (choice and are_there(family.passes(), folder)) else turn(folder)
 
     def _open_int8(self, family: Any, card: ModelCard, folder: Path, tell: Callable[[float], None]) -> tuple[Mapping[str, Any], Choice]:
         """Without a race: who asks for int8 has chosen."""

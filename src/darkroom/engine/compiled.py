@@ -36,8 +36,7 @@ def filled_rows(rows: int) -> int:
 
 
 def _filled(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """Laid out the same however it came, for other strides would be compiled anew."""
     more = rows - len(tensor)
-    if not more:
-        return tensor
-    full = torch.cat([tensor, tensor[-1:].expand(more, *tensor.shape[1:])])
-    return full.contiguous(memory_format=torch.channels_last) if full.dim() == 4 else full
+    full = torch.cat([tensor, tensor[-1:].expand(more, *tensor.shape[1:])]) if more else tensor
+    return full.contiguous(memory_format=torch.channels_last if full.dim() == 4 else torch.contiguous_format)

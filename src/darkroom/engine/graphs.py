@@ -6,13 +6,15 @@ at each call: a third faster with nets as small as the demo's. It is compiled be
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import threading
 import time
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,6 @@ IDLE = 60.0  # seconds
 PAYS = 1  # a shape gets its own graph once it took so many times what compiling takes
 FIRST_GUESS = 0.5  # seconds that compiling for one shape takes
 PARTIAL = ".partial"  # what the folder of a conversion that goes on ends with
-ABANDONED = 24 * 3600  # seconds without a new file, after which it does not go on
 # f32: bf16 and f16 are slower than f32 without AMX, and give other pictures. Pinned threads would fight PyTorch's.
 OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
 
@@ -54,8 +55,7 @@ class _Request:
             if tensor is not self._given.get(place):
                 self._request.set_input_tensor(place, ov.Tensor(tensor.numpy(), shared_memory=True))
                 self._given[place] = tensor
-        self._request.infer()
-        return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
+        return torch.from_numpy(self._request.infer()[0])  # a copy: the request writes its next outcome into the same place
 
 
 @dataclass
@@ -159,7 +159,7 @@ def open_graphs(
     passes: Mapping[str, Pass], folder: Path, threads: int = 0, fixed: bool = True, tell: Callable[[float], None] = lambda part: None,
     seen: Seen | None = None,
 ) -> dict[str, Graph]:  # fmt: skip
-    """The graphs of these passes, from the files in `folder`, which are made first where they are not there.
+    """The graphs of these passes, from the files in `folder`, which are made first where they are not there (who has the `turn` may).
 
     threads as in Graph; fixed lets shapes have graphs of their own; tell is told the part that is converted, 0 to 1; the step is
     made in int8 where it was `seen`. Raises OSError where files cannot be written, RuntimeError where a pass cannot be converted or
@@ -177,22 +177,30 @@ def are_there(passes: Iterable[str], folder: Path) -> bool:
 
 
 def clear_older(folder: Path) -> None:
-    """Graphs of the same model, in the same numbers, from other weights or versions, and what a process that died left half made."""
+    """Graphs of the same model, in the same numbers, from other weights or versions, and what a process that died left half made. Only
+    who has the turn may."""
     for other in folder.parent.iterdir():
-        if other != folder and (not other.name.endswith(PARTIAL) or _is_abandoned(other)):
+        if other != folder:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _is_abandoned(partial: Path) -> bool:
-    try:
-        return time.time() - partial.stat().st_mtime > ABANDONED
-    except FileNotFoundError:  # it was just finished, by another process
-        return False
+@contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """One process at a time makes graphs of a model in these numbers. Who waited finds them made; a process that dies loses its turn."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.parent.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process makes graphs of this model; waiting for them", folder=str(folder))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _convert_all(passes: Mapping[str, Pass], folder: Path, tell: Callable[[float], None], seen: Seen | None) -> None:
     """Write all graphs, or nothing."""
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
+    partial = folder.with_name(f"{folder.name}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that died
     partial.mkdir(parents=True)
     try:
         for done, (name, one) in enumerate(passes.items(), 1):

@@ -35,22 +35,25 @@ EXACT = ("unet.conv_in", "unet.conv_out", "time_embedding", "add_embedding", "po
 
 @dataclass
 class Seen:
-    """The steps in eager PyTorch, which keeps what it was given, with bare coefficients, and what came of it."""
+    """The steps in eager PyTorch. Keeps what the denoiser was given and predicted, as steps whose outcome is just that prediction: coefficients
+    that do nothing, and each row a Sample of its own, for guidance would make more of int8's error, or hide it in a mean."""
 
     one: Pass
     calls: list[tuple[tuple[torch.Tensor, ...], torch.Tensor]]
 
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
-        latents, coefficients, pairs, *conditions = tensors
+        latents, coefficients, _, *conditions = tensors
         predictions: list[torch.Tensor] = []
         hook = self.one.module.get_submodule("denoiser").register_forward_hook(lambda module, given, out: predictions.append(out))
         try:
             out = self.one.module(*tensors)
         finally:
             hook.remove()
-        bare = samplers.bare(coefficients[:, samplers.T], coefficients[:, samplers.C_IN])
-        prediction = predictions[0].index_select(0, pairs.flatten()).unflatten(0, pairs.shape).mean(0)
-        self.calls.append((tuple(tensor.contiguous() for tensor in (latents, bare, pairs, *conditions)), prediction.expand(2, -1, -1, -1, -1)))
+        bare = torch.zeros_like(coefficients)
+        bare[:, [samplers.T, samplers.C_IN]] = coefficients[:, [samplers.T, samplers.C_IN]]
+        bare[:, [samplers.C_OUT, samplers.B]] = 1.0
+        apart = samplers.pairing([1] * len(bare))
+        self.calls.append((tuple(tensor.contiguous() for tensor in (latents, bare, apart, *conditions)), predictions[0].expand(2, -1, -1, -1, -1)))
         return out
 
 

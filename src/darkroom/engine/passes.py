@@ -1,5 +1,5 @@
-"""One forward pass of each net as a module from tensors to tensors. Eager PyTorch calls them as they are; a faster backend
-makes of each what it likes (`graphs.py`), and a Family runs the one or the other."""
+"""One forward pass of each net as a module from tensors to tensors, the denoiser's also with the step around it. A faster backend makes
+of each what it likes (`graphs.py`), and a Family runs that or the module; in eager PyTorch the step is its own (`samplers.step`)."""
 
 from __future__ import annotations
 
@@ -22,28 +22,33 @@ Shape = tuple[int, ...]  # -1 for what differs between calls: rows and sides
 
 @dataclass(frozen=True)
 class Pass:
-    """What runs in eager PyTorch, and the shapes of its tensors."""
+    """A module to make a graph of, and the shapes of its tensors; their sides are latent ones times `scale`."""
 
     module: nn.Module
     shapes: tuple[Shape, ...]
-    scale: int = 1  # sides are in multiples of this
+    scale: int = 1
 
     def example(self, rows: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
         """Tensors like those it will get, uniform in 0..1; height and width in latent pixels."""
         return tuple(_uniform(shape, rows, height * self.scale, width * self.scale) for shape in self.shapes)
 
 
+@dataclass(frozen=True)
 class StepPass(Pass):
-    """That of a Step, around a denoiser of so many channels and patches of such a side that takes conditions of these shapes."""
+    """That of a Step, whose sides are whole patches of so many latent pixels."""
 
-    def __init__(self, denoiser: nn.Module, channels: int, patch: int, *conditions: Shape):
-        super().__init__(Step(denoiser), ((2, -1, channels, -1, -1), (-1, samplers.WIDTH), (2, -1), *conditions), patch)
+    patch: int = 1
+
+    @classmethod
+    def around(cls, denoiser: nn.Module, channels: int, patch: int, *conditions: Shape) -> StepPass:
+        """The denoiser has so many channels and takes conditions of these shapes."""
+        return cls(Step(denoiser), ((2, -1, channels, -1, -1), (-1, samplers.WIDTH), (2, -1), *conditions), patch=patch)
 
     def example(self, rows: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
-        """Sides up to a whole patch; as many of the Samples as may be are guided."""
-        height, width = (math.ceil(side / self.scale) * self.scale for side in (height, width))
-        latents, _, _, *conditions = (_uniform(shape, rows, height, width) for shape in self.shapes)
-        return latents, samplers.bare(torch.rand(rows), torch.ones(rows)), samplers.pairing([*[2] * (rows // 2), *[1] * (rows % 2)]), *conditions
+        """Sides up to a whole patch; every coefficient counts, and as many of the Samples as may be are guided, beyond the conditional."""
+        height, width = (math.ceil(side / self.patch) * self.patch for side in (height, width))
+        latents, coefficients, _, *conditions = (_uniform(shape, rows, height, width) for shape in self.shapes)
+        return latents, coefficients + 1, samplers.pairing([*[2] * (rows // 2), *[1] * (rows % 2)]), *conditions
 
 
 def _uniform(shape: Shape, rows: int, height: int, width: int) -> torch.Tensor:

@@ -80,15 +80,6 @@ def step(
     return torch.stack([a * x + b * denoised + c * before, denoised])
 
 
-def bare(t: torch.Tensor, c_in: torch.Tensor) -> torch.Tensor:
-    """Coefficients [n, 9] with which both x' and denoised are what the net predicts, where guided the mean of its two predictions:
-    to hold a net by. t and c_in [n]."""
-    coefficients = torch.zeros(len(t), WIDTH)
-    coefficients[:, T], coefficients[:, C_IN] = t, c_in
-    coefficients[:, [C_OUT, B]], coefficients[:, CFG] = 1.0, 0.5
-    return coefficients
-
-
 def pairing(rows: Sequence[int]) -> torch.Tensor:
     """The unconditional and the conditional row [2, n] of each row's Sample, for Samples of 2 rows (with guidance) and of 1 (without:
     both are the one it has, from which CFG then leads nowhere) that lie one after the other.

@@ -106,7 +106,7 @@ class SD3:
         rows, tokens = -1, self._clip_tokens
         text = (rows, tokens + T5_TOKENS, net.joint_attention_dim)
         return {
-            STEP: StepPass(modules["transformer"], net.in_channels, net.patch_size, text, (rows, net.pooled_projection_dim)),
+            STEP: StepPass.around(modules["transformer"], net.in_channels, net.patch_size, text, (rows, net.pooled_projection_dim)),
             "decode": Pass(modules["decode"], ((rows, self.latent_channels, -1, -1),)),
             "encode": Pass(modules["encode"], ((1, 3, -1, -1),), self.latent_scale),
         }

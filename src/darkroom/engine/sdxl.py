@@ -113,7 +113,7 @@ class SDXL:
         pooled = unet.projection_class_embeddings_input_dim - 6 * unet.addition_time_embed_dim
         rows, tokens = -1, self._tokenizers[0].model_max_length
         return {
-            STEP: StepPass(self._keyed or modules["unet"], unet.in_channels, 1, (rows, tokens, text), (rows, pooled), (rows, 2)),
+            STEP: StepPass.around(self._keyed or modules["unet"], unet.in_channels, 1, (rows, tokens, text), (rows, pooled), (rows, 2)),
             "decode": Pass(modules["decode"], ((rows, self.latent_channels, -1, -1),)),
             "encode": Pass(modules["encode"], ((1, 3, -1, -1),), self.latent_scale),
         }  # fmt: skip
