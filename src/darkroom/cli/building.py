@@ -19,6 +19,7 @@ from darkroom import __version__
 from darkroom.cli.flags import settings_of
 from darkroom.engine.weights import stamps
 from darkroom.errors import DarkroomError, Invalid
+from darkroom.imports import uncollected
 from darkroom.settings import Settings
 from darkroom.types import Job, Limits, ModelCard, PictureRow
 
@@ -76,27 +77,40 @@ def brought(card: ModelCard, settings: Settings) -> ModelCard:
 
 @asynccontextmanager
 async def built(settings: Settings, cards: Sequence[ModelCard]) -> AsyncIterator[tuple[Any, Callable[[], Any]]]:
-    """Everything that routes need, joined; the second value starts and ends the Worker and the admin socket."""
-    from darkroom.admin import Calls, listening
-    from darkroom.album import Album
-    from darkroom.gallery.local import LocalGallery
-    from darkroom.http.desk import Console, Desk
-    from darkroom.jobs import Jobs, Runs, Watches
-    from darkroom.jobs.jobs import Keeping
-    from darkroom.jobs.outlook import Outlook
-    from darkroom.journal import Journal
-    from darkroom.pulls import Pulls
-    from darkroom.store.calls import CallStore
-    from darkroom.store.jobs import JobStore
-    from darkroom.store.pictures import PictureStore
+    """Everything that routes need, joined, and the Worker, begun first: it imports far more than this process does meanwhile. The second
+    value starts and ends the rest."""
     from darkroom.worker.local import LocalWorker
+
+    worker = LocalWorker(cards, settings)
+    await worker.start()
+    try:
+        async with _joined(settings, cards, worker) as all_of_it:
+            yield all_of_it
+    finally:
+        await worker.close()
+
+
+@asynccontextmanager
+async def _joined(settings: Settings, cards: Sequence[ModelCard], worker: Any) -> AsyncIterator[tuple[Any, Callable[[], Any]]]:
+    with uncollected():
+        from darkroom.admin import Calls, listening
+        from darkroom.album import Album
+        from darkroom.gallery.local import LocalGallery
+        from darkroom.http.desk import Console, Desk
+        from darkroom.jobs import Jobs, Runs, Watches
+        from darkroom.jobs.jobs import Keeping
+        from darkroom.jobs.outlook import Outlook
+        from darkroom.journal import Journal
+        from darkroom.pulls import Pulls
+        from darkroom.store.calls import CallStore
+        from darkroom.store.jobs import JobStore
+        from darkroom.store.pictures import PictureStore
 
     async with opened(settings) as rows:
         served = {card.name: card for card in cards}
         rows.access.serve(tuple(served))
         if not await rows.access.services():
             await rows.access.create_service("default")
-        worker = LocalWorker(cards, settings)
         store, gallery, watches = JobStore(rows.database), LocalGallery(shared_dir(settings) / "pictures"), Watches()
         limits = limits_of(settings)
         runs = Runs(
@@ -114,17 +128,13 @@ async def built(settings: Settings, cards: Sequence[ModelCard]) -> AsyncIterator
 
         @asynccontextmanager
         async def starting() -> AsyncIterator[None]:
-            await worker.start()
-            try:
-                async with listening(settings.data_dir, calls), running(rows.webhooks.run()), running(jobs.run()), running(runs.run()), running(journal.run()):
-                    try:
-                        yield
-                    finally:
-                        jobs.close()
-                        worker.give_up()
-                        await runs.close()
-            finally:
-                await worker.close()
+            async with listening(settings.data_dir, calls), running(rows.webhooks.run()), running(jobs.run()), running(runs.run()), running(journal.run()):
+                try:
+                    yield
+                finally:
+                    jobs.close()
+                    worker.give_up()
+                    await runs.close()
 
         album = Album(PictureStore(rows.database), gallery)
         console = Console(rows.sessions, album, call_rows, journal, Pulls(settings.data_dir))

@@ -14,6 +14,7 @@ import typer
 from darkroom.cli.building import ADDRESS, bring, built
 from darkroom.cli.flags import DataDir, Model, help_of, settings_of
 from darkroom.errors import DarkroomError
+from darkroom.imports import uncollected
 from darkroom.licences import accept_command
 from darkroom.settings import Settings
 from darkroom.types import ModelCard
@@ -51,9 +52,6 @@ def serve(
 
 async def _serve(settings: Settings, cards: list[ModelCard]) -> None:
     import structlog
-    import uvicorn
-
-    from darkroom.http.app import build
 
     listener = _listener(settings)
     here = _url(settings.host, listener.getsockname()[1])
@@ -63,6 +61,10 @@ async def _serve(settings: Settings, cards: list[ModelCard]) -> None:
     async with built(settings, cards) as (desk, starting):
         if not _is_loopback(settings.host) and not await desk.console.sessions.has_password():
             raise DarkroomError(f"at {settings.host} others can reach the dashboard, so it needs a password first: darkroom password (or DARKROOM_PASSWORD)")
+        with uncollected():
+            import uvicorn
+
+            from darkroom.http.app import build
         app = build(desk, starting)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, timeout_keep_alive=30,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,13 @@ def load_family(card: ModelCard, device: str, dtype: str, tell: Callable[[float]
         # What the libraries raise names paths of this machine: that is for the log, the class alone is for clients.
         log.error("%s could not be loaded: %s: %s", card.name, type(error).__name__, error)
         raise ModelUnavailable(f"{type(error).__name__} while the files of {card.name} were read; the log says more") from error
+
+
+def import_families(cards: Iterable[ModelCard]) -> None:
+    """Import what these cards will need; what cannot be served is told at its load."""
+    for card in cards:
+        with suppress(Unsupported):
+            _kind(card)
 
 
 def _load(card: ModelCard, path: Path, device: str, dtype: str, tell: Callable[[float], None]) -> Family:

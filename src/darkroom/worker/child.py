@@ -16,9 +16,10 @@ from typing import Any
 
 from darkroom import log
 from darkroom.engine.cost import CostModel
-from darkroom.engine.messages import Message
+from darkroom.engine.messages import Message, Stop
 from darkroom.engine.residents import Residents, Source
 from darkroom.errors import DarkroomError
+from darkroom.imports import uncollected
 from darkroom.types import FINAL, Event, ModelCard, Preview, Progress, WorkerState
 from darkroom.worker.wire import Costs, Order, Started
 
@@ -32,7 +33,8 @@ def main() -> None:
     order: Order = connection.recv()
     log.to_stderr(order.log_level)
     inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    built = threading.Event()
+    threading.Thread(target=_listen, args=(connection, inbox, built), daemon=True).start()
     send(WorkerState("loading"))
     try:
         engine, cost, state = _build(order, send, inbox)
@@ -40,6 +42,7 @@ def main() -> None:
         lines = error.lines if isinstance(error, DarkroomError) else [f"the engine could not be started ({type(error).__name__}: {error})"]
         send(WorkerState("failed", error="; ".join(lines)))
         return
+    built.set()
     send(Costs(cost.table()))
     engine.run(_Reporter(send, cost, state))
     cost.save()
@@ -48,10 +51,13 @@ def main() -> None:
 
 def _build(order: Order, send: Callable[[Any], None], inbox: queue.SimpleQueue[Message]) -> tuple[Any, CostModel, Callable[[], WorkerState]]:
     """The engine, and how it says what it does. torch is imported here and not before, so that `loading` is out at once."""
-    from darkroom.engine.backend import Backends
-    from darkroom.engine.engine import Engine
-    from darkroom.engine.hardware import choose, room_for_weights, use_threads
+    with uncollected():
+        from darkroom.engine.backend import Backends
+        from darkroom.engine.engine import Engine
+        from darkroom.engine.hardware import choose, room_for_weights, use_threads
+        from darkroom.engine.load import import_families
 
+        import_families(order.cards)
     device, dtype = choose(order.device, order.dtype)
     budget = room_for_weights(order.memory_budget, device)
     threads = use_threads(order.threads)
@@ -88,11 +94,15 @@ def _state(residents: Residents, device: str, dtype: str) -> WorkerState:
     return WorkerState(status, tuple(loaded), tuple(loaded.values()), residents.loading or "", device, dtype, "; ".join(failures))
 
 
-def _listen(connection: Connection, inbox: queue.SimpleQueue[Message]) -> None:
-    """Hand messages to the engine; without a gateway there is nothing left to do, and nobody to do it for."""
+def _listen(connection: Connection, inbox: queue.SimpleQueue[Message], built: threading.Event) -> None:
+    """Hand messages to the engine; without a gateway there is nothing left to do, and nobody to do it for. While imports go on, who is to
+    stop need not wait for them."""
     try:
         while True:
-            inbox.put(connection.recv())
+            message = connection.recv()
+            if isinstance(message, Stop) and not built.is_set():
+                os._exit(0)
+            inbox.put(message)
     except (EOFError, OSError):
         os._exit(0)
 
