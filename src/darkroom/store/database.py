@@ -26,6 +26,7 @@ BUSY_MS = 15_000  # that a write waits for somebody who holds the file; half of 
 AWAY = re.compile(r"locked|busy|full|I/O|unable to open", re.IGNORECASE)  # what SQLite says of its file; not "no such table"
 # PostgreSQL's classes of errors that pass: connection, transaction rollback (deadlock), resources, operator, and read-only
 PASSING = ("08", "40", "53", "57", "25006")
+MIGRATIONS = resources.files("darkroom.store") / "migrations"
 MIGRATING = 7_290_113_441  # PostgreSQL's advisory lock, so that of several gateways that start one migrates
 
 
@@ -128,10 +129,18 @@ def _configure(engine: AsyncEngine, writer: bool) -> None:
 
 
 def _migrate(connection: sa.Connection) -> None:
+    if _is_up_to_date(connection):
+        return  # before alembic is imported, which is a tenth of the gateway's start
     from alembic import command
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(resources.files("darkroom.store") / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+
+
+def _is_up_to_date(connection: sa.Connection) -> bool:
+    """Whether alembic's table names the newest of the migrations, whose files begin with their revisions."""
+    newest = max(file.name.partition("_")[0] for file in (MIGRATIONS / "versions").iterdir() if file.name[0].isdigit())
+    return sa.inspect(connection).has_table("alembic_version") and connection.scalar(sa.text("select version_num from alembic_version")) == newest
