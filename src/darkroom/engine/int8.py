@@ -26,7 +26,7 @@ from darkroom.types import ModelCard, Params
 PROMPTS = ("a cat", "a red house under a blue sky", "a small green star on a black background", "portrait of an old man, photograph, film grain")
 STEPS = 8  # of each picture: activations differ most by timestep
 MOST_SIDE = 512  # pixels
-MOST_ERROR = 0.2  # relative, of a pass: up to 0.06 was seen; 0.2 shows in every picture
+MOST_ERROR = 0.25  # relative, of a pass: up to 0.14 was seen (demo-xl); the pictures of one that is so far off are others
 # Modules that stay in fp32: what takes latents in and gives them out, and what takes the timestep. They are a small part of the time;
 # with them so, and the model's own examples seen in place of PROMPTS, demo-xl's pictures came 1 to 7 dB nearer to the reference.
 EXACT = ("unet.conv_in", "unet.conv_out", "time_embedding", "add_embedding", "pos_embed", "time_text_embed", "norm1.linear", "norm1_context.linear",
