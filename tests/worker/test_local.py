@@ -267,6 +267,17 @@ async def test_a_forecast_holds_the_workers_own_jobs_and_others_after_them(tmp_p
         assert all(one.start < one.finish for one in told.values())
 
 
+async def test_who_is_stopped_while_the_child_imports_does_not_wait_for_it(tmp_path: Path) -> None:
+    async with working(tmp_path) as worker:
+        process = worker._process
+        while not worker._hears:  # its first message comes before it imports torch
+            await asyncio.sleep(0.01)
+    assert process is not None
+    assert process.returncode == 0
+    await asyncio.sleep(0.2)  # until its last message is read
+    assert worker.state().device == "", "it went on until it had an engine"
+
+
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
 def test_the_child_ends_with_its_gateway_however_that_ends(tmp_path: Path, sign: signal.Signals) -> None:
     code = (

@@ -142,8 +142,11 @@ class Backends:
         from darkroom.engine.graphs import are_there, turn
 
         choice = read_choice(folder)
-        settled = choice and choice.backend == EAGER and self._wanted == "auto"
-        return nullcontext() if settled or (choice and are_there(family.passes(), folder)) else turn(folder)
+        made = choice and (self._stays_eager(choice) or are_there(family.passes(), folder))
+        return nullcontext() if made else turn(folder)
+
+    def _stays_eager(self, choice: Choice) -> bool:
+        return choice.backend == EAGER and self._wanted == "auto"
 
     def _open_int8(self, family: Any, card: ModelCard, folder: Path, tell: Callable[[float], None]) -> tuple[Mapping[str, Any], Choice]:
         """Without a race: who asks for int8 has chosen."""
@@ -168,14 +171,14 @@ class Backends:
         from darkroom.engine.graphs import clear_older, open_graphs
 
         choice = read_choice(folder)
-        if choice and choice.backend == EAGER and self._wanted == "auto":
+        if choice and self._stays_eager(choice):
             return {}, choice
         graphs = open_graphs(family.passes(), folder, self._threads, fixed=not self._exact, tell=tell)
         if choice is None:
             choice = _measure(family.passes(), graphs)
             _write_choice(folder, choice)
             clear_older(folder)
-        if choice.backend == EAGER and self._wanted == "auto":
+        if self._stays_eager(choice):
             shutil.rmtree(folder)
             folder.mkdir()
             _write_choice(folder, choice)
