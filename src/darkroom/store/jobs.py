@@ -357,16 +357,15 @@ class JobStore:
             await connection.execute(jobs.delete().where(jobs.c.id.in_(gone)))
             return files
 
-    async def drop_picture(self, picture: PictureRow) -> bool:
-        """Remove the row of a picture that was not to be kept; what was asked goes with the last one of its job. Whether it was here."""
+    async def drop_picture(self, picture: PictureRow) -> None:
+        """Remove the row of a picture that was not to be kept; what was asked goes with the last one of its job."""
         async with self._database.write() as connection:
             if (await connection.execute(pictures.delete().where(pictures.c.id == picture.id))).rowcount == 0:
-                return False
+                return
             left = (await connection.execute(sa.select(sa.func.count()).where(pictures.c.job_id == picture.job_id))).scalar_one()
             await connection.execute(idempotency.delete().where(idempotency.c.job_id == picture.job_id))
             if not left:
                 await connection.execute(jobs.update().where(jobs.c.id == picture.job_id).values(parameters={}, fingerprint=""))
-            return True
 
     async def older(self, before: float, limit: int) -> list[str]:
         """Ended jobs that came before an instant, without a picture that has a star, oldest first."""
