@@ -39,27 +39,28 @@ class Work:
     sides: tuple[int, ...]
     names: list[str]
     steps: int = 30
-    rounds: int = 3
+    rounds: int = 5
+    warm: int = 2  # calls that are not counted, the first of which has the picture that is compared
     closed: int = 0  # pictures of each of 8 clients at 256 px
-    jobs: int = 0  # of each load of Poisson
     poisson: tuple[float, ...] = ()
-    load_rounds: int = 1
+    seconds: float = 75  # for which jobs arrive in each round of such a load
+    load_rounds: int = 2
 
 
 QUICK = [
-    Work("demo-xl", (256, 512), ALL, closed=2, jobs=50, poisson=(0.8,), load_rounds=2),
-    Work("demo-3.5", (256, 512), [OURS, PLAIN, EAGER, GENAI]),
-    Work("half-xl", (512,), [OURS, EAGER, GENAI], steps=3, rounds=2),
+    Work("demo-xl", (256, 512), [OURS, PLAIN, EAGER, GENAI], closed=2, poisson=(0.8,)),
+    Work("demo-3.5", (512,), [OURS, EAGER, GENAI]),
+    Work("half-xl", (512,), [OURS, EAGER, GENAI], steps=3, rounds=2, warm=1),
 ]
 FULL = [
-    Work("demo-xl", (256, 512, 768), ALL, closed=4, jobs=50, poisson=(0.5, 0.8, 1.1), load_rounds=2),
-    Work("demo-3.5", (256, 512, 768), ALL, closed=4, jobs=50, poisson=(0.5, 0.8, 1.1), load_rounds=2),
-    Work("half-xl", (256, 512), ALL, steps=3),
+    Work("demo-xl", (256, 512, 768), ALL, closed=4, poisson=(0.5, 0.8, 1.1)),
+    Work("demo-3.5", (256, 512, 768), ALL, closed=4, poisson=(0.5, 0.8, 1.1)),
+    Work("half-xl", (256, 512), ALL, steps=3, rounds=3, warm=1),
 ]
 TINY = [
-    Work("demo-xl", (256,), ALL, steps=10, rounds=2, closed=1, jobs=8, poisson=(0.8,)),
+    Work("demo-xl", (256,), ALL, steps=10, rounds=2, closed=1, poisson=(0.8,), seconds=10, load_rounds=1),
     Work("demo-3.5", (256,), [OURS, EAGER, GENAI], steps=10, rounds=2),
-    Work("half-xl", (128,), [OURS, EAGER, GENAI], steps=1, rounds=1),
+    Work("half-xl", (128,), [OURS, EAGER, GENAI], steps=1, rounds=1, warm=1),
 ]
 
 
@@ -119,6 +120,7 @@ class Bench:
     def one_client(self, work: Work, running: list[peers.Peer], side: int) -> None:
         same = loads.body(side, work.steps) | {"picture": True}
         first = {peer.name: peer.ask(picture_for(peer, same)) for peer in running}
+        loads.one_client(running, side, work.steps, work.warm - 1)
         before = machine.gemm_rates(self.threads)
         found = loads.one_client(running, side, work.steps, work.rounds)
         self.gemm += [before, machine.gemm_rates(self.threads)]
@@ -171,8 +173,9 @@ class Bench:
         for peer in running:
             loads.mean_cost(peer, MIXED_SIDES)  # the first of each size and cfg
         cost = loads.mean_cost(server, MIXED_SIDES)
-        found = loads.poisson(running, MIXED_SIDES, work.jobs, load, cost, work.load_rounds)
-        title = f"{work.model}, {work.jobs} mixed jobs arriving by Poisson at {load} of the plain server's capacity ({work.load_rounds} rounds)"
+        found = loads.poisson(running, MIXED_SIDES, work.seconds, load, cost, work.load_rounds)
+        numbers = ", ".join(str(len(run.latencies)) for run in found[PLAIN])
+        title = f"{work.model}, mixed jobs arriving by Poisson for {work.seconds:g} s at {load} of the plain server's capacity ({numbers} jobs)"
         report.of_runs(title, found, {"p95 of 10 steps s": report.p95_of_tens})
         if work.model == "demo-xl" and load == 0.8:
             for what, figure, bound in (("mean latency", report.mean, 0.4), ("p95 of the 10-step jobs", report.p95_of_tens, 0.25)):
@@ -231,13 +234,14 @@ def main() -> None:
     parser.add_argument("--sides", type=numbers(int), help="pixels, with commas between, in place of those of the plan")
     parser.add_argument("--loads", type=numbers(float), help="of Poisson, as parts of the plain server's capacity, likewise")
     parser.add_argument("--rounds", type=int, help="likewise, of pictures and of loads")
-    parser.add_argument("--jobs", type=int, help="likewise, of each load of Poisson")
+    parser.add_argument("--seconds", type=float, help="likewise, for which jobs arrive in each round of a load of Poisson")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of every peer")
     parser.add_argument("--flags", default="", help="further flags of `darkroom serve`")
     parser.add_argument("--folder", type=Path, help="where checkpoints and conversions are kept; a folder that is deleted afterwards where absent")
     options = parser.parse_args()
     plan = FULL if options.full else TINY if options.tiny else QUICK
-    changes: dict[str, Any] = {"sides": options.sides, "poisson": options.loads, "rounds": options.rounds, "load_rounds": options.rounds, "jobs": options.jobs}
+    changes: dict[str, Any] = {"sides": options.sides, "rounds": options.rounds, "poisson": options.loads, "load_rounds": options.rounds}
+    changes |= {"seconds": options.seconds}
     changes = {name: value for name, value in changes.items() if value is not None}
     wanted = options.only.split(",") if options.only else ["demo-xl", "demo-3.5", "half-xl", "full-xl", "starts", "outside"]
     with tempfile.TemporaryDirectory() as temporary:

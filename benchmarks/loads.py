@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, product
@@ -61,8 +62,8 @@ def closed_loop(peers: list[Peer], side: int, steps: int, clients: int, each: in
     return found
 
 
-def mixed(number: int, sides: tuple[int, ...], rng: random.Random) -> list[dict]:
-    return [body(rng.choice(sides), rng.choice([10, 20, 30, 50]), rng.choice([1.0, 7.0])) for _ in range(number)]
+def mixed(sides: tuple[int, ...], rng: random.Random) -> dict:
+    return body(rng.choice(sides), rng.choice([10, 20, 30, 50]), rng.choice([1.0, 7.0]))
 
 
 def mean_cost(peer: Peer, sides: tuple[int, ...]) -> float:
@@ -71,16 +72,24 @@ def mean_cost(peer: Peer, sides: tuple[int, ...]) -> float:
     return 2.75 * sum(tens) / len(tens)
 
 
-def poisson(peers: list[Peer], sides: tuple[int, ...], number: int, load: float, cost: float, rounds: int) -> dict[str, list[Run]]:
-    """Mixed jobs at the same instants for every peer, `load / cost` a second in the mean."""
+def poisson(peers: list[Peer], sides: tuple[int, ...], seconds: float, load: float, cost: float, rounds: int) -> dict[str, list[Run]]:
+    """Mixed jobs that arrive for `seconds`, at the same instants for every peer, `load / cost` a second in the mean."""
     found: dict[str, list[Run]] = {peer.name: [] for peer in peers}
     for i in range(rounds):
         rng = random.Random(7 + i)
-        bodies = mixed(number, sides, rng)
-        gaps = [rng.expovariate(load / cost) for _ in bodies]
+        gaps = list(arrivals(seconds, load / cost, rng))
+        bodies = [mixed(sides, rng) for _ in gaps]
         for peer in peers:
             found[peer.name].append(arrive(peer, bodies, gaps))
     return found
+
+
+def arrivals(seconds: float, rate: float, rng: random.Random) -> Iterator[float]:
+    """Gaps between arrivals, the last of which comes within `seconds`; at least one."""
+    gap = passed = rng.expovariate(rate)
+    yield gap
+    while (passed := passed + (gap := rng.expovariate(rate))) < seconds:
+        yield gap
 
 
 def arrive(peer: Peer, bodies: list[dict], gaps: list[float]) -> Run:

@@ -1,7 +1,7 @@
 """The peer: diffusers' pipeline behind FastAPI with a lock. python plain_server.py FOLDER PORT THREADS
 
-The pipeline runs in one thread of its own: in FastAPI's pool torch keeps a team of threads for each thread that ever
-called it, which makes it about twice as slow on two cores and would flatter us.
+The pipeline is loaded and runs in one thread of its own: torch keeps a team of threads for each thread that ever called it,
+the main one or those of FastAPI's pool, and two teams on two cores make it up to twice as slow, which would flatter us.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import uvicorn
@@ -18,10 +19,15 @@ from fastapi import FastAPI, Response
 from pipelines import draw, load
 from pydantic import BaseModel
 
-torch.set_num_threads(int(sys.argv[3]))
-pipe = load(Path(sys.argv[1]))
+
+def loaded() -> Any:
+    torch.set_num_threads(int(sys.argv[3]))
+    return load(Path(sys.argv[1]))
+
+
 lock = asyncio.Lock()
 thread = ThreadPoolExecutor(1)
+pipe = thread.submit(loaded).result()
 app = FastAPI()
 
 

@@ -39,8 +39,9 @@ def mean(run: Run) -> float:
 
 
 def p95_of_tens(run: Run) -> float:
-    """p95 of the jobs of ten steps."""
-    return float(np.quantile([t for t, body in zip(run.latencies, run.bodies, strict=True) if body["steps"] == 10], 0.95))
+    """p95 of the jobs of ten steps; not a number where there was none."""
+    tens = [t for t, body in zip(run.latencies, run.bodies, strict=True) if body["steps"] == 10]
+    return float(np.quantile(tens, 0.95)) if tens else float("nan")
 
 
 def middle(runs: list[Run], figure: Callable[[Run], float]) -> float:
