@@ -43,7 +43,7 @@ class Work:
     warm: int = 2  # calls that are not counted, the first of which has the picture that is compared
     closed: int = 0  # pictures of each of 8 clients at 256 px
     poisson: tuple[float, ...] = ()
-    seconds: float = 75  # for which jobs arrive in each round of such a load
+    seconds: float = 60  # for which jobs arrive in each round of such a load
     load_rounds: int = 2
 
 
