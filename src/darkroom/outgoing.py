@@ -2,6 +2,8 @@
 
 A name is looked up once, every address that it has is checked, and the connection goes to a checked one. No redirect is
 followed and no proxy of the environment is asked, since either would go where nothing was checked.
+
+httpx2 and httpcore2 are imported where an address is looked at: most servers never do, and every start would wait for them.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
-
-import httpcore2
-import httpx2
+from typing import TYPE_CHECKING, Any
 
 from darkroom import __version__
+
+if TYPE_CHECKING:
+    import httpcore2
+    import httpx2
 
 MAX_URL = 2000  # characters
 MAX_BODY = 4096  # bytes that are read of an answer's body
@@ -103,6 +106,8 @@ def check_url(text: str, allow_private: bool) -> str:
 
 
 def _parsed(text: str) -> httpx2.URL:
+    import httpx2
+
     if not text.isprintable() or re.search(r"[\s\\]", text):
         raise ValueError("must not hold spaces, control characters or backslashes")
     try:
@@ -142,15 +147,20 @@ class Outgoing:
         network: httpcore2.AsyncNetworkBackend | None = None, ssl_context: ssl.SSLContext | None = None,
     ):  # fmt: skip
         self.allow_private, self.timeout = allow_private, timeout
-        self._look_up, self._network = look_up, network or httpcore2.AnyIOBackend()
+        self._look_up, self._network = look_up, network
         self._given_ssl = ssl_context
 
     @functools.cached_property
     def _ssl(self) -> ssl.SSLContext:
+        import httpcore2
+
         return self._given_ssl or httpcore2.default_ssl_context()  # made once: it reads all authorities of the system
 
     async def post(self, url: str, body: bytes, headers: dict[str, str]) -> Answer:
         """Send a body, and take the answer, whatever its status. Raises NoAnswer."""
+        import httpcore2
+        import httpx2
+
         try:
             target = httpx2.URL(check_url(url, self.allow_private))
         except ValueError as error:
@@ -166,8 +176,10 @@ class Outgoing:
             raise NoAnswer(one_line(f"the answer is not HTTP: {error}")) from error
 
     async def _post(self, url: httpx2.URL, body: bytes, headers: dict[str, str]) -> Answer:
+        import httpcore2
+
         host, port = url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80)
-        pinned = _Pinned(await self._addresses(host, port), self._network)
+        pinned: Any = _Pinned(await self._addresses(host, port), self._network or httpcore2.AnyIOBackend())
         context = self._ssl if url.scheme == "https" else None
         address = httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         sent = {"Host": url.netloc.decode("ascii"), "User-Agent": f"darkroom/{__version__}", "Accept": "*/*", "Connection": "close"} | headers
@@ -192,8 +204,9 @@ class Outgoing:
         return found
 
 
-class _Pinned(httpcore2.AsyncNetworkBackend):
-    """A network on which every name stands for the addresses that were checked. TLS still asks for the name's certificate."""
+class _Pinned:
+    """A network on which every name stands for the addresses that were checked (an httpcore2.AsyncNetworkBackend as far as a connection
+    over TCP asks). TLS still asks for the name's certificate."""
 
     def __init__(self, addresses: list[str], network: httpcore2.AsyncNetworkBackend):
         self._addresses, self._network = addresses, network
@@ -201,6 +214,8 @@ class _Pinned(httpcore2.AsyncNetworkBackend):
     async def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore2.AsyncNetworkStream:
+        import httpcore2
+
         for address in self._addresses[:-1]:
             with suppress(httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 return await self._network.connect_tcp(address, port, 3.0, local_address, socket_options)  # seconds; the next may be better
@@ -236,6 +251,8 @@ async def _on_a_thread(call: Callable[..., Any], *arguments: Any) -> Any:
 
 async def _beginning(response: httpcore2.Response) -> str:
     """The first bytes of a body, as one line."""
+    import httpcore2
+
     read = b""
     with suppress(TimeoutError, httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException):
         async with asyncio.timeout(BODY_SECONDS):

@@ -7,14 +7,17 @@ import sys
 import typer
 
 from darkroom import __version__
-from darkroom.cli.access import key_app, service_app
-from darkroom.cli.console import link, password
-from darkroom.cli.doctor import doctor
-from darkroom.cli.models import models_app
-from darkroom.cli.pictures import edit, generate
-from darkroom.cli.serve import serve
-from darkroom.cli.webhook import webhook_app
 from darkroom.errors import DarkroomError
+from darkroom.imports import uncollected
+
+with uncollected():
+    from darkroom.cli.access import key_app, service_app
+    from darkroom.cli.console import link, password
+    from darkroom.cli.doctor import doctor
+    from darkroom.cli.models import models_app
+    from darkroom.cli.pictures import edit, generate
+    from darkroom.cli.serve import serve
+    from darkroom.cli.webhook import webhook_app
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Darkroom: a self-hosted image service on Stable Diffusion.", pretty_exceptions_enable=False)
 app.add_typer(service_app, name="service")

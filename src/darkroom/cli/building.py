@@ -64,9 +64,9 @@ def bring(settings: Settings) -> list[ModelCard]:
 
 def brought(card: ModelCard, settings: Settings) -> ModelCard:
     """The card with its weights; where they cannot be pulled, it says why and stays without."""
-    from darkroom.models.pull import pull
-
     if card.path is None and card.hub_id:
+        from darkroom.models.pull import pull
+
         typer.echo(f"darkroom: the weights of {card.name} are not here yet; bringing them from the hub", err=True)
         try:
             return replace(pull(card, settings.data_dir), name=card.name)

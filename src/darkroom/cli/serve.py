@@ -36,8 +36,9 @@ def serve(
     max_queue: Annotated[int | None, typer.Option(help=help_of("max_queue"), show_default=False)] = None,
 ) -> None:
     """Start the server. Prints SERVICE_ID, API_KEY, MODEL and a curl line. Other settings: DARKROOM_* or darkroom.toml."""
-    from darkroom import log
-    from darkroom.admin import owning
+    with uncollected():
+        from darkroom import log
+        from darkroom.admin import owning
 
     settings = settings_of(
         host=host, port=port, data_dir=data_dir, model=model, public_url=public_url, exact=exact, device=device, dtype=dtype,
@@ -68,7 +69,7 @@ async def _serve(settings: Settings, cards: list[ModelCard]) -> None:
         app = build(desk, starting)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, timeout_keep_alive=30,
-            proxy_headers=settings.proxy_headers,
+            proxy_headers=settings.proxy_headers, ws="none",
         )  # fmt: skip
         server = _uvicorn(config, lambda: _announce(desk, base, cards), lambda: _give_up(desk))
         await server.serve(sockets=[listener])
