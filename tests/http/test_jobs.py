@@ -169,24 +169,21 @@ def test_the_predicted_finish_is_near_what_comes(serve: Callable[..., Server]) -
         server.generate(width=width, height=width, cfg_scale=cfg, n=4, steps=20, headers={"Accept": "application/json"})
     mix = [{"steps": 10 + 5 * (i % 9), "width": (128, 256)[i % 2], "height": (128, 256)[i % 2], "cfg_scale": (7, 1)[i // 2 % 2]} for i in range(24)]
     seen: list[float] = []
-    while len(seen) < 5 and min(seen, default=1.0) > 0.25:
+    while len(seen) < 5 and min(seen, default=1.0) > 0.25:  # the machine is shared: what its speed did within a round is not our error
         seen.append(median_error(server, mix))
-    assert min(seen) <= 0.25, seen
+    print("median error of the predicted finish:", ", ".join(f"{error:.0%}" for error in seen))
+    assert min(seen) <= 0.25
 
 
 def median_error(server: Server, mix: list[dict]) -> float:
-    """Of the predicted finish of these jobs, given at once, against when they were finished. The machine is shared: how much faster or
-    slower it was in this round than when steps were measured, up to twice, is not our error."""
+    """Of the predicted finish of these jobs, given at once, against when they were finished."""
     ids = [server.generate(headers=LATER, **fields).json()["id"] for fields in mix]
     shown = {job["id"]: job for job in get(server, "?limit=100").json()["data"]}
     now = time.time()
     predicted = {job_id: shown[job_id]["queue"]["seconds_to_finish"] for job_id in ids if shown[job_id]["queue"]}
     assert len(predicted) > 10
     actual = {job_id: datetime.fromisoformat(ended(server, job_id)["ended_at"]).timestamp() - now for job_id in predicted}
-    plain = statistics.median(abs(predicted[job_id] / actual[job_id] - 1) for job_id in predicted)
-    slower = min(2.0, max(0.5, statistics.median(actual[job_id] / predicted[job_id] for job_id in predicted)))
-    print(f"median error of the predicted finish: {plain:.0%}; the machine took {slower:.2f} times what was measured")
-    return statistics.median(abs(predicted[job_id] * slower / actual[job_id] - 1) for job_id in predicted)
+    return statistics.median(abs(predicted[job_id] - actual[job_id]) / actual[job_id] for job_id in predicted)
 
 
 def test_a_key_that_floods_does_not_push_others_back(server: Server) -> None:
