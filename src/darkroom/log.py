@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 
-import structlog
+from darkroom.imports import without
+
+with without("rich"):  # whose traces show every local variable: prompts, keys and pictures
+    import structlog
 
 
 def to_stderr(level: str) -> None:
     """Write what is at least this grave: `debug`, `info`, `warning` or `error`; of libraries, warnings and worse."""
     least = logging.getLevelNamesMapping()[level.upper()]
-    # structlog's own choice, where rich is installed, is a trace with every local variable: prompts, keys and pictures
     renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
         processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper("iso"), renderer],

@@ -9,7 +9,6 @@ from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from darkroom.store.access import limits_of
@@ -395,7 +394,13 @@ class JobStore:
 
 def _insert(connection: AsyncConnection, table: sa.Table) -> Any:
     """Both databases speak ON CONFLICT, each by its own class."""
-    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+    if connection.dialect.name == "sqlite":
+        from sqlalchemy.dialects.sqlite import insert as of_sqlite
+
+        return of_sqlite(table)
+    from sqlalchemy.dialects.postgresql import insert as of_postgresql
+
+    return of_postgresql(table)
 
 
 def _claimable(owner: str, now: float) -> sa.ColumnElement[bool]:

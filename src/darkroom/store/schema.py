@@ -210,5 +210,5 @@ Index("sessions_by_hash", sessions.c.hash, unique=True)
 Index("pictures_by_job", pictures.c.job_id)
 Index("outbox_by_state", outbox.c.delivered_at, outbox.c.failed_at, outbox.c.next_at)
 Index("outbox_by_age", outbox.c.created_at)
-_present = webhook_secrets.c.retired_at.is_(None)
-Index("one_present_secret", webhook_secrets.c.service_id, unique=True, sqlite_where=_present, postgresql_where=_present)
+# where retired_at is null: migration 0005 says so, and not this line, since to name PostgreSQL here would import it at every start on SQLite
+Index("one_present_secret", webhook_secrets.c.service_id, unique=True)
