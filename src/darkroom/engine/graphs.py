@@ -75,7 +75,8 @@ class Graph:
         self._core, self._options = core, OPTIONS | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
         own = _fixed_form(file)
         self._fixed_file = own if own.exists() else file
-        self._any = self._compile(core.read_model(file), CACHE_DIR=str(file.parent / "compiled"))  # a file as large as the weights saves seconds
+        # a file as large as the weights saves seconds, and by its path the graph need not even be read for it
+        self._any = self._compile(file, CACHE_DIR=str(file.parent / "compiled"))
         self._idle, self._most_fixed = idle, min(most_fixed, int(FIXED_BYTES / file.with_suffix(".bin").stat().st_size))
         self._fixed: OrderedDict[Shapes, _Fixed] = OrderedDict()  # the least recently used first
         self._spent: Counter[Shapes] = Counter()  # seconds by shape in the graph for any
@@ -145,7 +146,7 @@ class Graph:
             self._fixed.popitem(last=False)
         self._fixed[shapes] = _Fixed(request, time.monotonic())
 
-    def _compile(self, model: ov.Model, **further: Any) -> _Request:
+    def _compile(self, model: ov.Model | Path, **further: Any) -> _Request:
         return _Request(self._core.compile_model(model, "CPU", self._options | further).create_infer_request())
 
 
