@@ -227,6 +227,24 @@ def test_graphs_that_cannot_be_read_are_made_again(sdxl: FastLab, tmp_path: Path
     assert Backends(OPENVINO, tmp_path, ROOM).accelerate(sdxl.lab.family, sdxl.card) is not None
 
 
+def test_graphs_are_compiled_beside_what_else_a_start_has_to_do(sdxl: FastLab, tmp_path: Path) -> None:
+    folder = graphs_folder(tmp_path, sdxl.card)
+    backends = Backends("auto", tmp_path, ROOM)
+    backends.begin(sdxl.card, "cpu", "float32")  # there is nothing yet
+    backends.begin(replace(sdxl.card, path=None), "cpu", "float32")
+    assert not folder.exists()
+    shutil.copytree(sdxl.graphs, folder, ignore=shutil.ignore_patterns("compiled"))
+    (folder / CHOICE).write_text(json.dumps({"backend": OPENVINO, "why": "it was faster"}))
+    backends.begin(sdxl.card, "cpu", "float32")
+    until = time.monotonic() + 60
+    while len(list(folder.glob("compiled/*.blob"))) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    for name in sdxl.lab.family.passes():
+        (folder / f"{name}.xml").write_text("spoilt")
+    assert backends.accelerate(sdxl.lab.family, sdxl.card) is not None, "it took what was compiled before"
+    assert backends.accelerate(sdxl.lab.family, sdxl.card) is None, "but once"
+
+
 class Untraceable(torch.nn.Module):
     """A net that no converter can follow."""
 

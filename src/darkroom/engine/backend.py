@@ -21,7 +21,7 @@ from typing import Any
 
 import structlog
 
-from darkroom.engine.weights import stamps
+from darkroom.engine.weights import count_weights, stamps
 from darkroom.errors import Unsupported
 from darkroom.types import ModelCard
 
@@ -60,6 +60,7 @@ class Backends:
 
     def __init__(self, wanted: str, root: Path, budget: int, exact: bool = False, threads: int = 0):
         self._wanted, self._root, self._budget, self._exact, self._threads = wanted, root, budget, exact, threads
+        self._begun: dict[Path, Any] = {}
 
     def obstacle(self, weights: int, device: str, dtype: str) -> str:
         """Why weights of so many bytes cannot run as graphs; empty where they can. Raises Unsupported where it was demanded."""
@@ -95,6 +96,18 @@ class Backends:
         if 2 * weights > self._budget:
             return f"weights and graphs would take {2 * weights / 1e9:.1f} GB and the budget is {self._budget / 1e9:.1f} GB (setting memory_budget)"
         return ""
+
+    def begin(self, card: ModelCard, device: str, dtype: str) -> None:
+        """Compile the graphs of a model on a thread, where they are made and will run it; `accelerate` takes them. Meanwhile its nets may be
+        imported and read. Raises DarkroomError or OSError where its files cannot be read."""
+        if card.path is None or not Path(card.path).exists():
+            return
+        folder = self._folder(card)
+        choice = read_choice(folder)
+        if choice and choice.backend in GRAPHS and not self.obstacle(4 * count_weights(Path(card.path)), device, dtype):
+            from darkroom.engine.compiling import Begun
+
+            self._begun[folder] = Begun(folder, self._threads)
 
     def accelerate(self, family: Any, card: ModelCard, tell: Callable[[float], None] = lambda part: None) -> Fast | None:
         """The family through a faster backend, or None where eager PyTorch is to run it; `tell` is told the part that is done,
@@ -156,7 +169,7 @@ class Backends:
 
         choice, passes = read_choice(folder), family.passes()
         seen = None if choice and are_there(passes, folder) else see(family, card)
-        graphs = open_graphs(passes, folder, self._threads, fixed=not self._exact, tell=tell, seen=seen)
+        graphs = open_graphs(passes, folder, self._threads, fixed=not self._exact, tell=tell, seen=seen, begun=self._begun.pop(folder, None))
         if seen is not None:
             worst = worst_error(graphs[STEP], seen)
             graphs[STEP].settle(*seen.calls[0][0])
@@ -173,7 +186,7 @@ class Backends:
         choice = read_choice(folder)
         if choice and self._stays_eager(choice):
             return {}, choice
-        graphs = open_graphs(family.passes(), folder, self._threads, fixed=not self._exact, tell=tell)
+        graphs = open_graphs(family.passes(), folder, self._threads, fixed=not self._exact, tell=tell, begun=self._begun.pop(folder, None))
         if choice is None:
             choice = _measure(family.passes(), graphs)
             _write_choice(folder, choice)

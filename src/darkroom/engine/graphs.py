@@ -23,6 +23,7 @@ import openvino as ov
 import structlog
 import torch
 
+from darkroom.engine.compiling import Begun, fixed_form, for_any_shape, options
 from darkroom.engine.int8 import Seen, quantized
 from darkroom.engine.norms import channelwise
 from darkroom.engine.passes import STEP, Pass, Step, UNet
@@ -36,8 +37,6 @@ IDLE = 60.0  # seconds
 PAYS = 1  # a shape gets its own graph once it took so many times what compiling takes
 FIRST_GUESS = 0.5  # seconds that compiling for one shape takes
 PARTIAL = ".partial"  # what the folder of a conversion that goes on ends with
-# f32: bf16 and f16 are slower than f32 without AMX, and give other pictures. Pinned threads would fight PyTorch's.
-OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -69,14 +68,16 @@ class _Fixed:
 class Graph:
     """A pass as a compiled graph. One thread calls it; another, now and then, compiles a graph for one shape and hands it over."""
 
-    def __init__(self, file: Path, core: ov.Core, threads: int = 0, most_fixed: int = MOST_FIXED, idle: float = IDLE):
+    def __init__(
+        self, file: Path, core: ov.Core, threads: int = 0, most_fixed: int = MOST_FIXED, idle: float = IDLE,
+        compiled: ov.CompiledModel | None = None,
+    ):  # fmt: skip
         """threads: 0 takes a thread for each core. most_fixed: shapes that may have graphs of their own; one that has not run for
-        `idle` seconds gives its place to another."""
-        self._core, self._options = core, OPTIONS | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-        own = _fixed_form(file)
+        `idle` seconds gives its place to another. compiled: what `compiling.for_any_shape` made of this file, where that is there."""
+        self._core, self._options = core, options(threads)
+        own = fixed_form(file)
         self._fixed_file = own if own.exists() else file
-        # a file as large as the weights saves seconds, and by its path the graph need not even be read for it
-        self._any = self._compile(file, CACHE_DIR=str(file.parent / "compiled"))
+        self._any = _Request((compiled or for_any_shape(core, file, threads)).create_infer_request())
         self._idle, self._most_fixed = idle, min(most_fixed, int(FIXED_BYTES / file.with_suffix(".bin").stat().st_size))
         self._fixed: OrderedDict[Shapes, _Fixed] = OrderedDict()  # the least recently used first
         self._spent: Counter[Shapes] = Counter()  # seconds by shape in the graph for any
@@ -128,7 +129,7 @@ class Graph:
         try:
             model = self._core.read_model(self._fixed_file)
             model.reshape(dict(enumerate(ov.PartialShape(list(shape)) for shape in shapes)))
-            request = self._compile(model)
+            request = _Request(self._core.compile_model(model, "CPU", self._options).create_infer_request())
         except Exception as error:
             log.warning("a graph for one shape could not be compiled", shapes=shapes, error=repr(error))
         self._made = shapes, request, time.perf_counter() - start
@@ -146,30 +147,22 @@ class Graph:
             self._fixed.popitem(last=False)
         self._fixed[shapes] = _Fixed(request, time.monotonic())
 
-    def _compile(self, model: ov.Model | Path, **further: Any) -> _Request:
-        return _Request(self._core.compile_model(model, "CPU", self._options | further).create_infer_request())
-
-
-def _fixed_form(file: Path) -> Path:
-    """Beside a graph's file that of which graphs for one shape are made, where it is another: what is fast with shapes that are known
-    (`norms.py`) is slower to load and to run where they are not."""
-    return file.with_name(f"{file.stem}-fixed.xml")
-
 
 def open_graphs(
     passes: Mapping[str, Pass], folder: Path, threads: int = 0, fixed: bool = True, tell: Callable[[float], None] = lambda part: None,
-    seen: Seen | None = None,
+    seen: Seen | None = None, begun: Begun | None = None,
 ) -> dict[str, Graph]:  # fmt: skip
     """The graphs of these passes, from the files in `folder`, which are made first where they are not there (who has the `turn` may).
 
     threads as in Graph; fixed lets shapes have graphs of their own; tell is told the part that is converted, 0 to 1; the step is
-    made in int8 where it was `seen`. Raises OSError where files cannot be written, RuntimeError where a pass cannot be converted or
-    read.
+    made in int8 where it was `seen`; `begun` may have some of them. Raises OSError where files cannot be written, RuntimeError where
+    a pass cannot be converted or read.
     """
     if not are_there(passes, folder):
         _convert_all(passes, folder, tell, seen)
-    core = ov.Core()
-    return {name: Graph(folder / f"{name}.xml", core, threads, MOST_FIXED if fixed else 0) for name in passes}
+    core, files = ov.Core(), {name: folder / f"{name}.xml" for name in passes}
+    compiled = {file: begun.take(file) if begun else None for file in files.values()}
+    return {name: Graph(file, core, threads, MOST_FIXED if fixed else 0, compiled=compiled[file]) for name, file in files.items()}
 
 
 def are_there(passes: Iterable[str], folder: Path) -> bool:
@@ -210,7 +203,7 @@ def _convert_all(passes: Mapping[str, Pass], folder: Path, tell: Callable[[float
             ov.save_model(_convert(one, lossy), file, compress_to_fp16=False)
             if _has_unet(one.module) and file.with_suffix(".bin").stat().st_size <= FIXED_BYTES:  # an autoencoder gains nothing by it
                 with channelwise(one.module):
-                    ov.save_model(_convert(one, lossy), _fixed_form(file), compress_to_fp16=False)
+                    ov.save_model(_convert(one, lossy), fixed_form(file), compress_to_fp16=False)
             tell(done / len(passes))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -53,15 +54,21 @@ def _build(order: Order, send: Callable[[Any], None], inbox: queue.SimpleQueue[M
     """The engine, and how it says what it does. torch is imported here and not before, so that `loading` is out at once."""
     with uncollected():
         from darkroom.engine.backend import Backends
-        from darkroom.engine.engine import Engine
         from darkroom.engine.hardware import choose, room_for_weights, use_threads
+
+        device, dtype = choose(order.device, order.dtype)
+        budget = room_for_weights(order.memory_budget, device)
+        threads = use_threads(order.threads)
+        backends = Backends(order.backend, order.graphs, budget, order.exact, threads)
+        for card in order.cards:
+            if card.name in order.preload[:1]:
+                with suppress(DarkroomError, OSError):  # its load will say what is wrong
+                    backends.begin(card, order.device, order.dtype)
+
+        from darkroom.engine.engine import Engine
         from darkroom.engine.load import import_families
 
         import_families(order.cards)
-    device, dtype = choose(order.device, order.dtype)
-    budget = room_for_weights(order.memory_budget, device)
-    threads = use_threads(order.threads)
-    backends = Backends(order.backend, order.graphs, budget, order.exact, threads)
     residents = Residents({card.name: _source(card, order, backends, threads) for card in order.cards}, budget)
     cost = CostModel(order.costs)
     engine = Engine(residents, cost, order.max_rows, order.exact, started=lambda job_id: send(Started(job_id)), inbox=inbox)
