@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import loads
 import numpy as np
 import openvino as ov
@@ -77,7 +76,7 @@ def starts(model: Path, work: Path, threads: int, flags: list[str], log: Path, t
         key = key or printed[1]  # told only by the first start
         headers = {"Authorization": f"Bearer {key}", "Cache-Control": "no-cache"}
         body = loads.body(256, 10)
-        httpx.post(f"{printed[0]}/v1/images/generate", json=body, headers=headers, timeout=peers.WAIT).raise_for_status()
+        peers.HTTP.post(f"{printed[0]}/v1/images/generate", json=body, headers=headers).raise_for_status()
         found.append(Start(gateway, time.perf_counter() - began))
         process.terminate()
         process.wait(60)

@@ -64,23 +64,6 @@ def test_rows_and_files_of_a_picture_and_no_secret_in_the_rows(serve: Callable[.
     assert server.key not in server.log.read_text()
 
 
-def test_jobs_that_a_killed_server_left_are_failed_with_a_reason(serve: Callable[..., Server], tmp_path: Path) -> None:
-    server = serve("--model", "demo-xl")
-    server.generate()
-    body = {"prompt": "a cat", "steps": 50, "width": 768, "height": 768}
-    with pytest.raises(requests.RequestException):
-        requests.post(f"{server.service_id}/v1/images/generate", json=body, headers=server.headers(), timeout=1.5)
-    server.process.kill()
-    server.process.wait()
-    rows = sqlite3.connect(tmp_path / "data" / "darkroom.sqlite")
-    rows.execute("update jobs set status = 'running', ended_at = null where status != 'finished'")
-    rows.commit()
-    rows.close()
-    serve("--model", "demo-xl").stop()
-    left = sqlite3.connect(tmp_path / "data" / "darkroom.sqlite").execute("select status, error from jobs where status != 'finished'").fetchall()
-    assert left == [("failed", "the server ended while this job ran, and its client was gone")]
-
-
 def test_services_and_keys_without_a_server(tmp_path: Path) -> None:
     data = ("--data-dir", str(tmp_path / "data"))
     key = json.loads(cli("key", "create", "--name", "laptop", "--json", *data).stdout)

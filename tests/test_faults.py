@@ -118,8 +118,11 @@ def test_a_server_that_ends_in_good_order_goes_on_where_it_was(tmp_path: Path) -
     running(life.server, jobs[0])
     sync = ThreadPoolExecutor(1).submit(life.server.generate, **LONG)
     time.sleep(0.5)
+    began = time.monotonic()
     assert life.server.stop() in (0, -15)  # uvicorn ends by the signal that it was sent, once all is in order
+    assert time.monotonic() - began < 12
     assert errors(sync.result(), 503)["name"] == "shutting_down"
+    assert sync.result().headers["Retry-After"] == "5"
     life.server = life.begin()
     life.server.key = life.headers["Authorization"].split()[1]
     assert [ended(life.server, job_id)["status"] for job_id in jobs] == ["finished"] * 4
@@ -140,7 +143,8 @@ def test_a_client_that_hung_on_a_dead_gateway_is_not_worked_for(tmp_path: Path) 
         life.again()
         with pytest.raises(requests.RequestException):
             sync.result()
-    assert rows(life.data_dir, "select status, error_name from jobs") == [("failed", "shutting_down")]
+    why = "the server ended while this job ran, and its client was gone"
+    assert rows(life.data_dir, "select status, error_name, error from jobs") == [("failed", "shutting_down", why)]
     life.server.stop()
 
 

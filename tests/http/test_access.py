@@ -113,25 +113,6 @@ def test_every_job_ends_whenever_its_client_leaves(serve: Callable[..., Server])
     assert kept == {key.split("/")[1] for (key,) in rows.execute("select key from pictures")}
 
 
-def test_a_server_that_is_told_to_end_tells_its_clients(serve: Callable[..., Server]) -> None:
-    server = serve("--model", "demo-xl")
-    server.generate()
-    replies: list[requests.Response] = []
-    waiting = threading.Thread(target=lambda: replies.append(server.generate(steps=50, width=1024, height=1024)))
-    waiting.start()
-    time.sleep(1.5)
-    began = time.monotonic()
-    server.stop()
-    waiting.join()
-    assert time.monotonic() - began < 12
-    body = errors(replies[0], 503)
-    assert body["name"] == "shutting_down"
-    assert replies[0].headers["Retry-After"] == "5"
-    rows = sqlite3.connect(server.data_dir / "darkroom.sqlite").execute("select status, error from jobs order by created_at desc limit 1").fetchone()
-    assert rows[0] == "failed"
-    assert "shutting down" in rows[1]
-
-
 def test_a_client_that_leaves_stops_the_work(server: Server) -> None:
     server.generate()
     try:

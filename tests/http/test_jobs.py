@@ -163,8 +163,7 @@ def test_a_client_on_the_line_whose_time_is_over_is_told_so(server: Server) -> N
         cancel(server, job_id)
 
 
-def test_the_predicted_finish_is_near_what_comes(serve: Callable[..., Server]) -> None:
-    server = serve("--model", "demo-xl")
+def test_the_predicted_finish_is_near_what_comes(server: Server) -> None:
     for width, cfg in ((128, 7), (256, 7), (128, 1), (256, 1)):  # what a step costs has to be measured first
         server.generate(width=width, height=width, cfg_scale=cfg, n=4, steps=20, headers={"Accept": "application/json"})
     mix = [{"steps": 10 + 5 * (i % 9), "width": (128, 256)[i % 2], "height": (128, 256)[i % 2], "cfg_scale": (7, 1)[i // 2 % 2]} for i in range(24)]

@@ -7,7 +7,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from darkroom.models.catalogue import resolve
-from tests.conftest import Server
+from tests.conftest import Server, start
 from tests.http.test_generate import errors, pixels
 
 
@@ -27,6 +27,13 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = json.loads((folder / "darkroom.json").read_text())
     (folder / "darkroom.json").write_text(json.dumps(own | {"name": "second"}))
     return folder
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, second: Path) -> Iterator[Server]:
+    server = start(tmp_path_factory.mktemp("data"), "--model", f"demo-xl,{second}")
+    yield server
+    server.stop()
 
 
 def models(server: Server) -> dict[str, dict[str, Any]]:
@@ -41,18 +48,17 @@ def wait_until(said: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-def test_two_models_are_loaded_and_each_answers_by_its_name(serve: Callable[..., Server], second: Path) -> None:
-    server = serve("--model", f"demo-xl,{second}")
-    assert server.block[2] == "MODEL=demo-xl"
-    assert server.generate(model="second", seed=4).headers["X-Model"] == "second"
-    assert server.generate(seed=4).headers["X-Model"] == "demo-xl"
-    wait_until(lambda: all(model["loaded"] for model in models(server).values()))
-    assert list(models(server)) == ["demo-xl", "second"]
-    here = requests.get(f"{server.host}/v1/models", headers=server.headers(), timeout=30).json()
+def test_two_models_are_loaded_and_each_answers_by_its_name(both: Server) -> None:
+    assert both.block[2] == "MODEL=demo-xl"
+    assert both.generate(model="second", seed=4).headers["X-Model"] == "second"
+    assert both.generate(seed=4).headers["X-Model"] == "demo-xl"
+    wait_until(lambda: all(model["loaded"] for model in models(both).values()))
+    assert list(models(both)) == ["demo-xl", "second"]
+    here = requests.get(f"{both.host}/v1/models", headers=both.headers(), timeout=30).json()
     assert [model["id"] for model in here["data"]] == ["demo-xl", "second"]
     assert here["object"] == "list"
-    assert all(model["memory_bytes"] > 10e6 for model in models(server).values())
-    body = errors(server.generate(model="third"), 404)
+    assert all(model["memory_bytes"] > 10e6 for model in models(both).values())
+    body = errors(both.generate(model="third"), 404)
     assert "demo-xl, second" in body["errors"][0]
 
 
@@ -72,18 +78,17 @@ def test_a_model_loads_at_its_first_use_and_leaves_for_another(serve: Callable[.
     assert [reply.status_code for reply in replies] == [200] * 6
 
 
-def test_a_service_serves_what_it_was_told_to(serve: Callable[..., Server], second: Path) -> None:
-    server = serve("--model", f"demo-xl,{second}")
-    made = json.loads(server.cli("service", "create", "narrow", "--models", "second", "--json").stdout)
+def test_a_service_serves_what_it_was_told_to(both: Server) -> None:
+    made = json.loads(both.cli("service", "create", "narrow", "--models", "second", "--json").stdout)
     assert made["models"] == ["second"]
-    key = json.loads(server.cli("key", "create", "--service", made["id"], "--json").stdout)["key"]
-    other = Server(f"{server.host}/{made['id']}", key, "second", [], server.data_dir, server.log, server.process)
+    key = json.loads(both.cli("key", "create", "--service", made["id"], "--json").stdout)["key"]
+    other = Server(f"{both.host}/{made['id']}", key, "second", [], both.data_dir, both.log, both.process)
     assert list(models(other)) == ["second"]
     assert other.generate().headers["X-Model"] == "second"
     errors(other.generate(model="demo-xl"), 404)
-    assert json.loads(server.cli("service", "models", made["id"], "--models", "demo-xl,second", "--json").stdout)["models"] == ["demo-xl", "second"]
+    assert json.loads(both.cli("service", "models", made["id"], "--models", "demo-xl,second", "--json").stdout)["models"] == ["demo-xl", "second"]
     assert list(models(other)) == ["demo-xl", "second"]
-    wrong = server.cli("service", "create", "wrong", "--models", "third")
+    wrong = both.cli("service", "create", "wrong", "--models", "third")
     assert wrong.returncode == 1
     assert "demo-xl, second" in wrong.stderr
 

@@ -6,9 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -17,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from structlog.testing import capture_logs
 
 from darkroom.models.catalogue import resolve
@@ -24,6 +22,7 @@ from darkroom.settings import Settings
 from darkroom.types import FINAL, Began, Cancelled, Event, Failed, Finished, ModelCard, Params, Preview, Progress, Retrying
 from darkroom.worker.local import LocalWorker
 
+SHARED = pytest.mark.asyncio(loop_scope="module")  # tests that ask no more of a worker than its settings as they are; it is a new child whenever one has died
 PARAMS = Params(model="demo-xl", prompt="a cat", steps=10, width=128, height=128, cfg=1.0, seed=3)
 
 
@@ -35,6 +34,12 @@ async def working(data_dir: Path, card: ModelCard | None = None, **settings: obj
         yield worker
     finally:
         await worker.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def worker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalWorker]:
+    async with working(tmp_path_factory.mktemp("data")) as one:
+        yield one
 
 
 async def outcome(worker: LocalWorker, name: str, params: Params = PARAMS, kill_at: int | None = None) -> Event:
@@ -59,32 +64,31 @@ def child_of(worker: LocalWorker) -> int:
     return process.pid
 
 
-async def test_jobs_end_and_progress_counts(tmp_path: Path) -> None:
-    async with working(tmp_path) as worker:
-        async with aclosing(worker.submit("a", replace(PARAMS, preview_every=4))) as events:
-            seen = [event async for event in events]
-        steps = [event.step for event in seen if isinstance(event, Progress)]
-        assert [type(event) for event in seen].index(Began) < [type(event) for event in seen].index(Progress)
-        assert steps == sorted(set(steps))
-        assert 1 <= len(steps) <= 10
-        assert [event.step for event in seen if isinstance(event, Preview)] == [4, 8]
-        assert isinstance(seen[-1], Finished)
-        assert len(seen[-1].pixels) == 128 * 128 * 3
-        assert worker.state().status == "ready"
-        assert worker.backlog_seconds() == 0
-    assert json.loads((tmp_path / "costs.json").read_text())
+@SHARED
+async def test_jobs_end_and_progress_counts(worker: LocalWorker) -> None:
+    async with aclosing(worker.submit("a", replace(PARAMS, preview_every=4))) as events:
+        seen = [event async for event in events]
+    steps = [event.step for event in seen if isinstance(event, Progress)]
+    assert [type(event) for event in seen].index(Began) < [type(event) for event in seen].index(Progress)
+    assert steps == sorted(set(steps))
+    assert 1 <= len(steps) <= 10
+    assert [event.step for event in seen if isinstance(event, Preview)] == [4, 8]
+    assert isinstance(seen[-1], Finished)
+    assert len(seen[-1].pixels) == 128 * 128 * 3
+    assert worker.state().status == "ready"
+    assert worker.backlog_seconds() == 0
 
 
-async def test_a_job_that_kills_its_worker_takes_no_other_along(tmp_path: Path) -> None:
-    async with working(tmp_path) as worker:
-        await outcome(worker, "warm")
-        killer = outcome(worker, "killer", replace(PARAMS, steps=50), kill_at=1)
-        others = [outcome(worker, f"other {i}", replace(PARAMS, seed=10 + i, steps=20)) for i in range(4)]
-        ended = await asyncio.gather(killer, *others)
-        assert isinstance(ended[0], Failed)
-        assert ended[0].name == "worker_died"
-        assert all(isinstance(event, Finished) for event in ended[1:])
-        assert isinstance(await outcome(worker, "after"), Finished)
+@SHARED
+async def test_a_job_that_kills_its_worker_takes_no_other_along(worker: LocalWorker) -> None:
+    await outcome(worker, "warm")
+    killer = outcome(worker, "killer", replace(PARAMS, steps=50), kill_at=1)
+    others = [outcome(worker, f"other {i}", replace(PARAMS, seed=10 + i, steps=20)) for i in range(4)]
+    ended = await asyncio.gather(killer, *others)
+    assert isinstance(ended[0], Failed)
+    assert ended[0].name == "worker_died"
+    assert all(isinstance(event, Finished) for event in ended[1:])
+    assert isinstance(await outcome(worker, "after"), Finished)
 
 
 async def test_a_job_is_tried_as_often_as_the_setting_says_and_told_so(tmp_path: Path) -> None:
@@ -106,88 +110,84 @@ async def test_deaths_that_an_earlier_process_saw_count(tmp_path: Path) -> None:
         assert [type(event) for event in await story(worker, "spent", attempts=2)] == [Failed]
 
 
-async def test_one_who_left_does_not_keep_the_other_suspect_from_its_turn(tmp_path: Path) -> None:
+@SHARED
+async def test_one_who_left_does_not_keep_the_other_suspect_from_its_turn(worker: LocalWorker) -> None:
     """Both are in the nets' hands when the child dies, which was stopped before it could hear that one has left."""
-    async with working(tmp_path) as worker:
-        await outcome(worker, "warm")
-        stays = asyncio.ensure_future(outcome(worker, "stays", replace(PARAMS, steps=50)))
-        while not worker._jobs["stays"].step if "stays" in worker._jobs else True:
-            await asyncio.sleep(0.005)
-        async with aclosing(worker.submit("left", replace(PARAMS, steps=10))) as events:
-            async for event in events:
-                if isinstance(event, Progress):
-                    os.kill(child_of(worker), signal.SIGSTOP)
-                    break
-        assert not stays.done()
-        os.kill(child_of(worker), signal.SIGKILL)
-        assert isinstance(await asyncio.wait_for(stays, 60), Finished)
+    await outcome(worker, "warm")
+    stays = asyncio.ensure_future(outcome(worker, "stays", replace(PARAMS, steps=50)))
+    while not worker._jobs["stays"].step if "stays" in worker._jobs else True:
+        await asyncio.sleep(0.005)
+    async with aclosing(worker.submit("left", replace(PARAMS, steps=10))) as events:
+        async for event in events:
+            if isinstance(event, Progress):
+                os.kill(child_of(worker), signal.SIGSTOP)
+                break
+    assert not stays.done()
+    os.kill(child_of(worker), signal.SIGKILL)
+    assert isinstance(await asyncio.wait_for(stays, 60), Finished)
 
 
-async def test_a_worker_that_dies_once_costs_no_job(tmp_path: Path) -> None:
-    async with working(tmp_path) as worker:
-        await outcome(worker, "warm")
-        alone = await outcome(worker, "reference", replace(PARAMS, steps=30))
-        job = asyncio.ensure_future(outcome(worker, "job", replace(PARAMS, steps=30)))
-        while not worker._jobs["job"].step if "job" in worker._jobs else True:
-            await asyncio.sleep(0.005)
-        os.kill(child_of(worker), signal.SIGKILL)
-        again = await job
-        assert isinstance(alone, Finished)
-        assert isinstance(again, Finished)
-        assert again.pixels == alone.pixels
+@SHARED
+async def test_a_worker_that_dies_once_costs_no_job(worker: LocalWorker) -> None:
+    await outcome(worker, "warm")
+    alone = await outcome(worker, "reference", replace(PARAMS, steps=30))
+    job = asyncio.ensure_future(outcome(worker, "job", replace(PARAMS, steps=30)))
+    while not worker._jobs["job"].step if "job" in worker._jobs else True:
+        await asyncio.sleep(0.005)
+    os.kill(child_of(worker), signal.SIGKILL)
+    again = await job
+    assert isinstance(alone, Finished)
+    assert isinstance(again, Finished)
+    assert again.pixels == alone.pixels
 
 
-async def test_a_job_whose_client_left_is_not_tried_again(tmp_path: Path) -> None:
+@SHARED
+async def test_a_job_whose_client_left_is_not_tried_again(worker: LocalWorker) -> None:
     """The child is stopped first, so that it cannot hear of the cancellation before it dies."""
-    async with working(tmp_path) as worker:
-        await outcome(worker, "warm")
-        child = child_of(worker)
-        async with aclosing(worker.submit("left", replace(PARAMS, steps=50, width=512, height=512))) as events:
-            async for event in events:
-                if isinstance(event, Progress):
-                    os.kill(child, signal.SIGSTOP)
-                    break
-        os.kill(child, signal.SIGKILL)
-        assert isinstance(await outcome(worker, "next"), Finished)
-        assert "left" not in worker._jobs
-        assert child_of(worker) != child
+    await outcome(worker, "warm")
+    child = child_of(worker)
+    async with aclosing(worker.submit("left", replace(PARAMS, steps=50, width=512, height=512))) as events:
+        async for event in events:
+            if isinstance(event, Progress):
+                os.kill(child, signal.SIGSTOP)
+                break
+    os.kill(child, signal.SIGKILL)
+    assert isinstance(await outcome(worker, "next"), Finished)
+    assert "left" not in worker._jobs
+    assert child_of(worker) != child
 
 
-async def test_the_wait_for_the_model_counts_as_waiting(tmp_path: Path) -> None:
+async def test_jobs_wait_while_the_model_loads_and_costs_are_kept(tmp_path: Path) -> None:
     async with working(tmp_path) as worker:
+        assert worker.state().status == "loading"
         began = time.monotonic()
         event = await outcome(worker, "early")
         assert isinstance(event, Finished)
         assert event.queue_seconds + event.inference_seconds == pytest.approx(time.monotonic() - began, abs=0.5)
         assert event.queue_seconds > event.inference_seconds
+    assert json.loads((tmp_path / "costs.json").read_text())
 
 
-async def test_cancel_takes_effect_at_the_next_step(tmp_path: Path) -> None:
-    async with working(tmp_path) as worker:
-        seen: list[Event] = []
-        async with aclosing(worker.submit("a", replace(PARAMS, steps=50, width=512, height=512))) as events:
-            async for event in events:
-                seen.append(event)
-                if isinstance(event, Progress):
-                    worker.cancel("a")
-        assert isinstance(seen[-1], Cancelled)
-        assert sum(isinstance(event, Progress) for event in seen) <= 2, "it went on"
+@SHARED
+async def test_cancel_takes_effect_at_the_next_step(worker: LocalWorker) -> None:
+    seen: list[Event] = []
+    async with aclosing(worker.submit("a", replace(PARAMS, steps=50, width=512, height=512))) as events:
+        async for event in events:
+            seen.append(event)
+            if isinstance(event, Progress):
+                worker.cancel("a")
+    assert isinstance(seen[-1], Cancelled)
+    assert sum(isinstance(event, Progress) for event in seen) <= 2, "it went on"
 
 
-async def test_leaving_the_events_cancels_the_job(tmp_path: Path) -> None:
-    async with working(tmp_path) as worker:
-        async with aclosing(worker.submit("a", replace(PARAMS, steps=50, width=256, height=256))) as events:
-            async for event in events:
-                if isinstance(event, Progress):
-                    break
-        assert isinstance(await outcome(worker, "b"), Finished)
-        assert "a" not in worker._jobs
-
-
-async def test_jobs_wait_while_the_model_loads(tmp_path: Path) -> None:
-    async with working(tmp_path) as worker:
-        assert worker.state().status == "loading"
-        assert isinstance(await outcome(worker, "early"), Finished)
+@SHARED
+async def test_leaving_the_events_cancels_the_job(worker: LocalWorker) -> None:
+    async with aclosing(worker.submit("a", replace(PARAMS, steps=50, width=256, height=256))) as events:
+        async for event in events:
+            if isinstance(event, Progress):
+                break
+    assert isinstance(await outcome(worker, "b"), Finished)
+    assert "a" not in worker._jobs
 
 
 async def test_missing_weights_name_the_command_that_brings_them(tmp_path: Path) -> None:
@@ -226,45 +226,18 @@ async def test_a_load_that_takes_too_long_is_told_as_that_and_not_as_a_death(tmp
             assert "was not loaded after 0.2 s" in event.message
 
 
-async def test_a_forecast_is_near_what_then_happens(tmp_path: Path) -> None:
-    sizes = [replace(PARAMS, width=side, height=side, cfg=cfg) for side in (128, 192) for cfg in (1.0, 7.0)]
-    load = [replace(sizes[i % 4], steps=(10, 30, 20, 15, 25)[i % 5], seed=i + 1) for i in range(12)]
-    async with working(tmp_path) as worker:
-        await asyncio.gather(*(outcome(worker, f"warm {i}", one) for i, one in enumerate(sizes * 2)))
-        rounds: list[float] = []
-        # The machine is shared, and in the first rounds shapes get graphs of their own, compiled beside the work: what its speed
-        # does within a round is not the forecast's error.
-        while len(rounds) < 8 and min(rounds, default=1.0) > 0.25:
-            rounds.append(await error_of_forecast(worker, load))
-    assert min(rounds) <= 0.25, rounds
-
-
-async def error_of_forecast(worker: LocalWorker, load: list[Params]) -> float:
-    """The median relative error of the finish that is foretold for these jobs, given at once."""
-    told = worker.forecast([(f"job {i}", one, "", 1.0) for i, one in enumerate(load)])
-    began, took = time.monotonic(), {}
-
-    async def timed(name: str, one: Params) -> None:
-        assert isinstance(await outcome(worker, name, one), Finished)
-        took[name] = time.monotonic() - began
-
-    await asyncio.gather(*(timed(f"job {i}", one) for i, one in enumerate(load)))
-    assert set(told) == set(took)
-    return statistics.median(abs(told[name].finish / took[name] - 1) for name in took)
-
-
-async def test_a_forecast_holds_the_workers_own_jobs_and_others_after_them(tmp_path: Path) -> None:
+@SHARED
+async def test_a_forecast_holds_the_workers_own_jobs_and_others_after_them(worker: LocalWorker) -> None:
     kept = replace(PARAMS, control_strength=Decimal("0.9"), steps=50)  # no image: the steps follow from the strength alone
-    async with working(tmp_path) as worker:
-        await outcome(worker, "warm")
-        async with aclosing(worker.submit("mine", replace(PARAMS, steps=50))) as events:
-            async for event in events:
-                if isinstance(event, Progress):
-                    told = worker.forecast([("next", replace(PARAMS, steps=50), "", 1.0), ("kept", kept, "other", 1.0), ("mine", PARAMS, "", 1.0)])
-                    break
-        assert told["mine"].start == 0 < told["mine"].finish <= told["next"].finish
-        assert told["kept"].finish < told["next"].finish
-        assert all(one.start < one.finish for one in told.values())
+    await outcome(worker, "warm")
+    async with aclosing(worker.submit("mine", replace(PARAMS, steps=50))) as events:
+        async for event in events:
+            if isinstance(event, Progress):
+                told = worker.forecast([("next", replace(PARAMS, steps=50), "", 1.0), ("kept", kept, "other", 1.0), ("mine", PARAMS, "", 1.0)])
+                break
+    assert told["mine"].start == 0 < told["mine"].finish <= told["next"].finish
+    assert told["kept"].finish < told["next"].finish
+    assert all(one.start < one.finish for one in told.values())
 
 
 async def test_who_is_stopped_while_the_child_imports_does_not_wait_for_it(tmp_path: Path) -> None:
@@ -276,29 +249,3 @@ async def test_who_is_stopped_while_the_child_imports_does_not_wait_for_it(tmp_p
     assert process.returncode == 0
     await asyncio.sleep(0.2)  # until its last message is read
     assert worker.state().device == "", "it went on until it had an engine"
-
-
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
-def test_the_child_ends_with_its_gateway_however_that_ends(tmp_path: Path, sign: signal.Signals) -> None:
-    code = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom darkroom.models.catalogue import resolve\nfrom darkroom.settings import Settings\n"
-        "from darkroom.worker.local import LocalWorker\n"
-        "async def main():\n    data = Path(sys.argv[1])\n    worker = LocalWorker([resolve('demo-xl', data)], Settings(data_dir=data))\n"
-        "    await worker.start()\n    print(worker._process.pid, flush=True)\n    await asyncio.sleep(600)\nasyncio.run(main())"
-    )
-    gateway = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert gateway.stdout is not None
-    child = int(gateway.stdout.readline())
-    gateway.send_signal(sign)
-    gateway.wait()
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and alive(child):
-        time.sleep(0.1)
-    assert not alive(child)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
