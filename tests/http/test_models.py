@@ -15,13 +15,13 @@ import pytest
 import requests
 
 from darkroom.models.catalogue import resolve
-from tests.conftest import Server, start
+from tests.conftest import EAGER, Server, start
 from tests.http.test_generate import errors, pixels
 
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint in the box under another name; one folder for all, for its graphs are made once."""
+    """The checkpoint in the box under another name."""
     folder = tmp_path_factory.mktemp("models") / "second"
     shutil.copytree(str(resolve("demo-xl", folder).path), folder)
     own = json.loads((folder / "darkroom.json").read_text())
@@ -31,7 +31,7 @@ def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, second: Path) -> Iterator[Server]:
-    server = start(tmp_path_factory.mktemp("data"), "--model", f"demo-xl,{second}")
+    server = start(tmp_path_factory.mktemp("data"), "--model", f"demo-xl,{second}", **EAGER)
     yield server
     server.stop()
 
