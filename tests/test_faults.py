@@ -128,6 +128,8 @@ def test_a_server_that_ends_in_good_order_goes_on_where_it_was(tmp_path: Path) -
     assert [ended(life.server, job_id)["status"] for job_id in jobs] == ["finished"] * 4
     statuses = dict(rows(life.data_dir, "select status, count(*) from jobs group by status"))
     assert statuses == {"finished": 5, "failed": 1}
+    ((why,),) = rows(life.data_dir, "select error from jobs where status = 'failed'")
+    assert "shutting down" in why
     assert rows(life.data_dir, "select count(*) from inputs") == [(0,)]
     undisturbed = pixels(life.server.control(star.content, steps="50", seed="8"))
     assert abs(pixels(get(life.server, f"/{jobs[3]}/image")) - undisturbed).max() <= 2

@@ -50,7 +50,7 @@ def check(lab: Lab, wanted: Params, in_company: bool = True, company: Callable[[
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_sizes(lab: Lab, width: int, height: int) -> None:
-    check(lab, params(width=width, height=height), in_company=max(width, height) <= 512)
+    check(lab, params(width=width, height=height))
 
 
 @pytest.mark.parametrize("cfg", CFGS)
@@ -73,8 +73,7 @@ def test_image_to_image(lab: Lab, strength: str, cfg: float) -> None:
 
 @pytest.mark.parametrize(("width", "height"), SIZES[1:4])
 def test_image_to_image_sizes(lab: Lab, width: int, height: int) -> None:
-    wanted = params(width=width, height=height, image=photo(width, height), control_strength=Decimal("0.35"), steps=20)
-    check(lab, wanted, in_company=max(width, height) < 512)
+    check(lab, params(width=width, height=height, image=photo(width, height), control_strength=Decimal("0.35"), steps=20))
 
 
 def test_control_strength_0_is_text_to_image(lab: Lab) -> None:
