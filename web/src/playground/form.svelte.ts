@@ -86,6 +86,15 @@ class Form {
     this.fields.cfg_scale = model.default_cfg_scale;
   }
 
+  /** A model of those served, where the form has none or one that is not among them. On a first visit what a person has set already stands. */
+  settle(served: Model[]) {
+    const first = served[0];
+    if (!first || served.some((one) => one.id === this.fields.model)) return;
+    if (this.fields.model) return this.choose(first);
+    const own = { model: first.id, width: first.default_side, height: first.default_side, steps: first.default_steps, cfg_scale: first.default_cfg_scale };
+    Object.assign(this.fields, Object.fromEntries(Object.entries(own).filter(([name]) => this.fields[name as keyof Fields] === FIRST[name as keyof Fields])));
+  }
+
   async begin(blob: Blob, name: string) {
     const bitmap = await createImageBitmap(blob);
     const start = { blob, name, width: bitmap.width, height: bitmap.height };
