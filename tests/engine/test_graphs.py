@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import threading
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from darkroom.engine.backend import CHOICE, COMPILE, EAGER, INT8, OPENVINO, Backends, graphs_folder, read_choice
+from darkroom.engine.backend import CHOICE, COMPILE, EAGER, INT8, OPENVINO, Backends, Fast, graphs_folder, read_choice
 from darkroom.engine.cost import CostModel
 from darkroom.engine.engine import Engine
 from darkroom.engine.graphs import PARTIAL, Graph, open_graphs, turn
@@ -144,6 +145,53 @@ def test_a_shape_gets_its_graph_at_once_where_that_is_asked_for(sdxl: FastLab) -
     assert graph.fixed_shapes == [tuple(tuple(tensor.shape) for tensor in tensors)]
     assert unfixed.fixed_shapes == []
     assert torch.allclose(graph(*tensors), first, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 6])
+def test_a_step_of_halves_agrees(labs: FastLab, rows: int) -> None:
+    """Of one guided Sample, whose two rows then run apart, of odd rows, that stay whole, and of more; conditions change between calls."""
+    one = labs.lab.family.passes()[STEP]
+    graph = open_graphs({STEP: one}, labs.graphs, threads=2)[STEP]
+    first, second = (one.example(rows, 16, 24) for _ in range(2))
+    changes = [first, second, (*first[:3], *second[3:])]
+    wanted = [graph(*tensors) for tensors in changes]
+    graph.halved = True
+    graph.settle(*first)
+    assert graph.fixed_shapes
+    assert graph.halved_shapes == (graph.fixed_shapes if rows % 2 == 0 else [])
+    for tensors, out in zip(changes, wanted, strict=True):
+        assert torch.allclose(graph(*tensors), out, rtol=1e-3, atol=1e-4)
+
+
+def test_pictures_by_halves_agree_alone_and_in_company(labs: FastLab) -> None:
+    wanted, family, rows_run = params(width=192, height=128), labs.lab.family, []
+    one = family.passes()[STEP]
+    graph = open_graphs({STEP: one}, labs.graphs, threads=2)[STEP]
+    graph.halved = True
+    for rows in (2, 4, 6, 8):
+        graph.settle(*one.example(rows, 128 // family.latent_scale, 192 // family.latent_scale))
+
+    def step(*tensors: torch.Tensor) -> torch.Tensor:
+        if tuple(tuple(tensor.shape) for tensor in tensors) in graph.halved_shapes:
+            rows_run.append(len(tensors[1]))
+        return graph(*tensors)
+
+    lab = copy.copy(labs)
+    lab.fast = Fast(family.through({STEP: step}), apart=True)
+    (reference,) = labs.lab.ours((0, wanted))
+    (alone,) = lab.ours((0, wanted))
+    assert rows_run == [2] * wanted.steps
+    crowd = lab.ours((2, wanted), *strangers(192, 128))
+    assert max(rows_run) > 2, "halves never drew it with others"
+    assert psnr(alone, reference) >= 50
+    assert psnr(crowd[0], reference) >= 50
+    assert apart(crowd[0], alone) <= 2
+
+
+def test_odd_threads_are_not_halved(sdxl: FastLab) -> None:
+    one = sdxl.lab.family.passes()[STEP]
+    assert [open_graphs({STEP: one}, sdxl.graphs, threads=threads)[STEP].can_be_halved for threads in (1, 2, 3, 4)] == [False, True, False, True]
+    assert not open_graphs({STEP: one}, sdxl.graphs, threads=2, fixed=False)[STEP].can_be_halved
 
 
 def test_graphs_for_one_shape_are_bounded(sdxl: FastLab) -> None:

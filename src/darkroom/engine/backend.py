@@ -10,14 +10,12 @@ import hashlib
 import importlib.util
 import json
 import shutil
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -25,17 +23,17 @@ from darkroom.engine.weights import count_weights, stamps
 from darkroom.errors import Unsupported
 from darkroom.types import ModelCard
 
+if TYPE_CHECKING:
+    from darkroom.engine.race import Raced
+
 log = structlog.get_logger("engine")
 
 EAGER, OPENVINO, INT8, COMPILE = "eager", "openvino", "int8", "compile"
 GRAPHS = (OPENVINO, INT8)
-LAYOUT = 5  # of the graphs: another number makes those on the disk stale
+LAYOUT = 6  # of the graphs: another number makes those on the disk stale
 DEMANDED = "the setting backend says so"
 CHOICE = "choice.json"
-PROBE = 2, 32, 32  # rows and latent sides of the measurement: a guided picture of 256 x 256
-ROUNDS = 5  # of the measurement, the first of which warms up
-STEPS = 20  # that a picture takes, for the weight of the denoiser against the decode; few pictures are encoded
-MOST_ERROR = 1e-3  # relative, of a pass: far above what rounding does (1e-5), far below what shows
+STEPS = 20  # that a picture takes, for the weight of the denoiser against the decode
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class Choice:
 
     backend: str
     why: str
+    halved: bool = False  # whether graphs of a step for one shape are of halves
 
 
 @dataclass(frozen=True)
@@ -166,29 +165,35 @@ class Backends:
         from darkroom.engine.graphs import are_there, clear_older, open_graphs
         from darkroom.engine.int8 import see, worst_error
         from darkroom.engine.passes import STEP
+        from darkroom.engine.race import settle_faster
 
         choice, passes = read_choice(folder), family.passes()
         seen = None if choice and are_there(passes, folder) else see(family, card)
         graphs = open_graphs(passes, folder, self._threads, fixed=not self._exact, tell=tell, seen=seen, begun=self._begun.pop(folder, None))
         if seen is not None:
             worst = worst_error(graphs[STEP], seen)
-            graphs[STEP].settle(*seen.calls[0][0])
+            settle_faster(graphs[STEP], seen.calls[0][0])
             worst = max(worst, worst_error(graphs[STEP], seen))
-            choice = Choice(INT8, f"{DEMANDED}; a pass of the denoiser differs from PyTorch's by {worst:.1%} of its size at most")
+            why = f"{DEMANDED}; a pass of the denoiser differs from PyTorch's by {worst:.1%} of its size at most"
+            choice = Choice(INT8, why, graphs[STEP].halved)
             _write_choice(folder, choice)
             clear_older(folder)
         assert choice is not None
+        graphs[STEP].halved = choice.halved
         return graphs, choice
 
     def _open(self, family: Any, folder: Path, tell: Callable[[float], None]) -> tuple[Mapping[str, Any], Choice]:
         from darkroom.engine.graphs import clear_older, open_graphs
+        from darkroom.engine.passes import STEP
+        from darkroom.engine.race import race
 
         choice = read_choice(folder)
         if choice and self._stays_eager(choice):
             return {}, choice
         graphs = open_graphs(family.passes(), folder, self._threads, fixed=not self._exact, tell=tell, begun=self._begun.pop(folder, None))
         if choice is None:
-            choice = _measure(family.passes(), graphs)
+            found = race(family.passes(), graphs)
+            choice = _choose(found, any(graph.halved for graph in graphs.values()))
             _write_choice(folder, choice)
             clear_older(folder)
         if self._stays_eager(choice):
@@ -196,6 +201,7 @@ class Backends:
             folder.mkdir()
             _write_choice(folder, choice)
             return {}, choice
+        graphs[STEP].halved = choice.halved
         return graphs, choice if self._wanted == "auto" else Choice(OPENVINO, DEMANDED)
 
 
@@ -227,36 +233,14 @@ def _write_choice(folder: Path, choice: Choice) -> None:
     (folder / CHOICE).write_text(json.dumps(asdict(choice)))
 
 
-def _measure(passes: Mapping[str, Any], graphs: Mapping[str, Any]) -> Choice:
-    """Both ways over every pass. Raises Unsupported where they do not agree."""
-    lines, totals, weights = [], {EAGER: 0.0, OPENVINO: 0.0}, {"decode": 1, "encode": 0}
-    for name, one in passes.items():
-        example = one.example(1 if one.shapes[0][0] == 1 else PROBE[0], *PROBE[1:])
-        medians, error = _race(one.module, graphs[name], example)
-        if not error < MOST_ERROR:
-            raise Unsupported(f"OpenVINO's {name} differs from PyTorch's by {error:.0e} of its size")
-        lines.append(f"{name} {1000 * medians[OPENVINO]:.0f} against {1000 * medians[EAGER]:.0f} ms")
-        totals = {backend: totals[backend] + weights.get(name, STEPS) * medians[backend] for backend in totals}
-    backend = OPENVINO if totals[OPENVINO] < totals[EAGER] else EAGER
-    return Choice(backend, f"measured at the first load, OpenVINO against PyTorch: {', '.join(lines)}")
-
-
-def _race(eager: Any, graph: Any, example: tuple[Any, ...]) -> tuple[dict[str, float], float]:
-    """Median seconds by backend, the graph as it runs a shape that keeps coming, and how far apart the outcomes are at most, relative."""
-    import torch
-
-    seconds: dict[str, list[float]] = {EAGER: [], OPENVINO: []}
-    outs = {}
-    with torch.inference_mode():
-        outs["any shape"] = graph(*example)
-        graph.settle(*example)
-        for backend, run in ((EAGER, eager), (OPENVINO, graph)):  # not in turn: PyTorch's threads spin for a while and would slow down the graph
-            for _ in range(ROUNDS):
-                start = time.perf_counter()
-                outs[backend] = run(*example)
-                seconds[backend].append(time.perf_counter() - start)
-        errors = [((outs[EAGER] - out).norm() / outs[EAGER].norm()).item() for out in outs.values()]
-    return {backend: statistics.median(times[1:]) for backend, times in seconds.items()}, torch.tensor(errors).max().item()
+def _choose(found: Mapping[str, Raced], halved: bool) -> Choice:
+    """The faster of both over a picture."""
+    times = {"decode": 1, "encode": 0}  # in a picture; few are encoded
+    eager = sum(times.get(name, STEPS) * one.eager for name, one in found.items())
+    openvino = sum(times.get(name, STEPS) * one.openvino for name, one in found.items())
+    lines = [f"{name} {1000 * one.openvino:.0f} against {1000 * one.eager:.0f} ms" for name, one in found.items()]
+    how = "OpenVINO, steps in two halves at once," if halved else "OpenVINO"
+    return Choice(OPENVINO if openvino < eager else EAGER, f"measured at the first load, {how} against PyTorch: {', '.join(lines)}", halved)
 
 
 def _check_disk(folder: Path, weights: int) -> None:

@@ -16,6 +16,11 @@ def options(threads: int) -> dict[str, Any]:
     return chosen | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
 
 
+def in_streams(threads: int, count: int) -> dict[str, Any]:
+    """The same for a graph of which so many requests run at once, each on its part of the threads."""
+    return options(threads) | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": count}
+
+
 def for_any_shape(core: ov.Core, file: Path, threads: int) -> ov.CompiledModel:
     """A graph as it takes any rows and sides. The outcome is kept beside it: a file as large as the weights saves seconds, and by its path
     the graph need not even be read for it. Raises RuntimeError where a file cannot be read."""

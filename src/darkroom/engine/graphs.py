@@ -1,7 +1,8 @@
 """Passes as OpenVINO graphs on the CPU, in fp32 (the denoiser in int8 where that is asked for): converted from PyTorch once, then read from files.
 
 A graph takes any rows and sides. A shape that keeps coming gets a graph of its own, in which nothing is left to be worked out
-at each call: a third faster with nets as small as the demo's. It is compiled beside the work, on a thread.
+at each call: a third faster with nets as small as the demo's. It is compiled beside the work, on a thread. A step's may be one of halves
+(`infer.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import openvino as ov
 import structlog
 import torch
 
-from darkroom.engine.compiling import Begun, fixed_form, for_any_shape, options
+from darkroom.engine.compiling import Begun, fixed_form, for_any_shape, in_streams, options
+from darkroom.engine.infer import HALVES, Halves, Whole, half_of
 from darkroom.engine.int8 import Seen, quantized
 from darkroom.engine.norms import channelwise
 from darkroom.engine.passes import STEP, Pass, Step, UNet
@@ -41,27 +43,11 @@ PARTIAL = ".partial"  # what the folder of a conversion that goes on ends with
 Shapes = tuple[tuple[int, ...], ...]
 
 
-class _Request:
-    """A compiled graph to run. What it was given last it keeps, and is not given again: to hand over a tensor costs about as much as one
-    operation of PyTorch, and of a step's tensors most stay the same."""
-
-    def __init__(self, request: Any):
-        self._request = request
-        self._given: dict[int, torch.Tensor] = {}  # by place; the request reads their memory
-
-    def __call__(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        for place, tensor in enumerate(tensors):
-            if tensor is not self._given.get(place):
-                self._request.set_input_tensor(place, ov.Tensor(tensor.numpy(), shared_memory=True))
-                self._given[place] = tensor
-        return torch.from_numpy(self._request.infer()[0])  # a copy: the request writes its next outcome into the same place
-
-
 @dataclass
 class _Fixed:
     """A graph for one shape, and when it last ran."""
 
-    request: _Request
+    run: Whole | Halves
     used: float
 
 
@@ -74,21 +60,27 @@ class Graph:
     ):  # fmt: skip
         """threads: 0 takes a thread for each core. most_fixed: shapes that may have graphs of their own; one that has not run for
         `idle` seconds gives its place to another. compiled: what `compiling.for_any_shape` made of this file, where that is there."""
-        self._core, self._options = core, options(threads)
+        self._core, self._threads = core, threads
+        self.halved = False  # of a step: graphs for one shape are of halves from now on, where they can be
         own = fixed_form(file)
         self._fixed_file = own if own.exists() else file
-        self._any = _Request((compiled or for_any_shape(core, file, threads)).create_infer_request())
+        self._any = Whole(compiled or for_any_shape(core, file, threads))
         self._idle, self._most_fixed = idle, min(most_fixed, int(FIXED_BYTES / file.with_suffix(".bin").stat().st_size))
         self._fixed: OrderedDict[Shapes, _Fixed] = OrderedDict()  # the least recently used first
         self._spent: Counter[Shapes] = Counter()  # seconds by shape in the graph for any
         self._compile_seconds = FIRST_GUESS
         self._compiling = False
-        self._made: tuple[Shapes, Any, float] | None = None  # handed over: shapes, the request or None, the seconds that it took
+        self._made: tuple[Shapes, Whole | Halves | None, float] | None = None  # handed over: shapes, what to run or None, the seconds that it took
 
     @property
     def fixed_shapes(self) -> list[Shapes]:
         """Those that have a graph of their own, the least recently used first."""
         return list(self._fixed)
+
+    @property
+    def halved_shapes(self) -> list[Shapes]:
+        """Those of them whose graph is of halves."""
+        return [shapes for shapes, fixed in self._fixed.items() if isinstance(fixed.run, Halves)]
 
     def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
         tensors = tuple(tensor.contiguous() for tensor in tensors)
@@ -99,14 +91,19 @@ class Graph:
             return self._run_any(tensors, shapes)
         fixed.used = time.monotonic()
         self._fixed.move_to_end(shapes)
-        return fixed.request(tensors)
+        return fixed.run(tensors)
 
     def settle(self, *tensors: torch.Tensor) -> None:
-        """Give the shapes of these tensors a graph of their own now, where they may have one."""
+        """Give the shapes of these tensors a graph of their own now, in place of one that is there, where they may have one."""
         shapes = tuple(tuple(tensor.shape) for tensor in tensors)
-        if shapes not in self._fixed and not self._compiling and self._has_room():
+        if not self._compiling and (shapes in self._fixed or self._has_room()):
             self._fix(shapes)
             self._take_over()
+
+    @property
+    def can_be_halved(self) -> bool:
+        """Whether graphs for one shape may be of halves: the threads are even."""
+        return self._most_fixed > 0 and (self._threads or os.cpu_count() or 1) % HALVES == 0
 
     def _run_any(self, tensors: tuple[torch.Tensor, ...], shapes: Shapes) -> torch.Tensor:
         start = time.perf_counter()
@@ -125,27 +122,34 @@ class Graph:
 
     def _fix(self, shapes: Shapes) -> None:
         """Mostly on a thread: compile a graph for these shapes and hand it over."""
-        start, request = time.perf_counter(), None
+        start = time.perf_counter()
+        run: Whole | Halves | None = None
         try:
-            model = self._core.read_model(self._fixed_file)
-            model.reshape(dict(enumerate(ov.PartialShape(list(shape)) for shape in shapes)))
-            request = _Request(self._core.compile_model(model, "CPU", self._options).create_infer_request())
+            if self.halved and shapes[0][1] % HALVES == 0:
+                run = Halves(self._compile(half_of(shapes), in_streams(self._threads, HALVES)))
+            else:
+                run = Whole(self._compile(shapes, options(self._threads)))
         except Exception as error:
             log.warning("a graph for one shape could not be compiled", shapes=shapes, error=repr(error))
-        self._made = shapes, request, time.perf_counter() - start
+        self._made = shapes, run, time.perf_counter() - start
+
+    def _compile(self, shapes: Shapes, chosen: Mapping[str, Any]) -> ov.CompiledModel:
+        model = self._core.read_model(self._fixed_file)
+        model.reshape(dict(enumerate(ov.PartialShape(list(shape)) for shape in shapes)))
+        return self._core.compile_model(model, "CPU", chosen)
 
     def _take_over(self) -> None:
         if self._made is None:
             return
-        shapes, request, self._compile_seconds = self._made
+        shapes, run, self._compile_seconds = self._made
         self._made, self._compiling = None, False
         self._spent.clear()
-        if request is None:
+        if run is None:
             self._most_fixed = 0  # what failed once is not tried again
             return
-        if len(self._fixed) >= self._most_fixed:
+        if shapes not in self._fixed and len(self._fixed) >= self._most_fixed:
             self._fixed.popitem(last=False)
-        self._fixed[shapes] = _Fixed(request, time.monotonic())
+        self._fixed[shapes] = _Fixed(run, time.monotonic())
 
 
 def open_graphs(

@@ -49,10 +49,7 @@ class Seen:
             out = self.one.module(*tensors)
         finally:
             hook.remove()
-        bare = torch.zeros_like(coefficients)
-        bare[:, [samplers.T, samplers.C_IN]] = coefficients[:, [samplers.T, samplers.C_IN]]
-        bare[:, [samplers.C_OUT, samplers.B]] = 1.0
-        apart = samplers.pairing([1] * len(bare))
+        bare, apart = samplers.bare(coefficients), samplers.pairing([1] * len(coefficients))
         self.calls.append((tuple(tensor.contiguous() for tensor in (latents, bare, apart, *conditions)), predictions[0].expand(2, -1, -1, -1, -1)))
         return out
 

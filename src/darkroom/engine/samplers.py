@@ -80,6 +80,15 @@ def step(
     return torch.stack([a * x + b * denoised + c * before, denoised])
 
 
+def bare(coefficients: torch.Tensor) -> torch.Tensor:
+    """Coefficients [n, 9] of the same T and C_IN with which both tensors that a step returns are what denoise gave, where `pairing` has each
+    row a Sample of its own."""
+    out = torch.zeros_like(coefficients)
+    out[:, :C_SKIP] = coefficients[:, :C_SKIP]
+    out[:, C_OUT] = out[:, B] = 1.0
+    return out
+
+
 def pairing(rows: Sequence[int]) -> torch.Tensor:
     """The unconditional and the conditional row [2, n] of each row's Sample, for Samples of 2 rows (with guidance) and of 1 (without:
     both are the one it has, from which CFG then leads nowhere) that lie one after the other.
