@@ -48,7 +48,7 @@ class Work:
 
 
 QUICK = [
-    Work("demo-xl", (256, 512), [OURS, PLAIN, EAGER, GENAI], closed=2, poisson=(0.8,), seconds=30),  # for all of it to keep to 20 minutes
+    Work("demo-xl", (256, 512), [OURS, PLAIN, EAGER, GENAI], closed=2, poisson=(0.8,), seconds=40),  # for all of it to keep to 20 minutes
     Work("demo-3.5", (512,), [OURS, EAGER, GENAI], rounds=3),
     Work("half-xl", (512,), [OURS, EAGER, GENAI], steps=3, rounds=2, warm=1),
 ]

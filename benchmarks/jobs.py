@@ -17,7 +17,7 @@ from pathlib import Path
 
 import requests
 
-COUNT = 200
+COUNT = 100
 BODY = {"prompt": "a red apple on a blue background", "steps": 10, "width": 128, "height": 128, "cfg_scale": 1}
 
 

@@ -165,14 +165,14 @@ class Backends:
         from darkroom.engine.graphs import are_there, clear_older, open_graphs
         from darkroom.engine.int8 import see, worst_error
         from darkroom.engine.passes import STEP
-        from darkroom.engine.race import settle_faster
+        from darkroom.engine.race import settle_step
 
         choice, passes = read_choice(folder), family.passes()
         seen = None if choice and are_there(passes, folder) else see(family, card)
         graphs = open_graphs(passes, folder, self._threads, fixed=not self._exact, tell=tell, seen=seen, begun=self._begun.pop(folder, None))
         if seen is not None:
             worst = worst_error(graphs[STEP], seen)
-            settle_faster(graphs[STEP], seen.calls[0][0])
+            settle_step(graphs[STEP], seen.calls[0][0])
             worst = max(worst, worst_error(graphs[STEP], seen))
             why = f"{DEMANDED}; a pass of the denoiser differs from PyTorch's by {worst:.1%} of its size at most"
             choice = Choice(INT8, why, graphs[STEP].halved)

@@ -17,6 +17,9 @@ from darkroom.errors import Unsupported
 PROBE = 2, 32, 32  # rows and latent sides: a guided picture of 256 x 256
 ROUNDS = 5  # at least, the first of which warms up
 ENOUGH = 0.3  # seconds: of what takes less than a part of this there are more rounds
+# Halves are taken unless they were slower by more: between caches they lose nothing, where a whole step may take 1.6 times as long, and a
+# measurement of a moment may not meet that. Cores of unequal speed are told by it: a half waits for the other.
+MOST_SLOWER = 1.1
 MOST_ERROR = 1e-3  # relative, of a pass: far above what rounding does (1e-5), far below what shows
 
 
@@ -37,19 +40,19 @@ def race(passes: Mapping[str, Pass], graphs: Mapping[str, Graph]) -> dict[str, R
         reference, graph = one.module(*example), graphs[name]
         _compare(name, reference, graph(*example))
         eager = _seconds(one.module, example)  # not in turn: PyTorch's threads spin for a while and would slow down the graph
-        found[name] = Raced(eager, settle_faster(graph, example) if name == STEP else _settle(graph, example))
+        found[name] = Raced(eager, settle_step(graph, example) if name == STEP else _settle(graph, example))
         _compare(name, reference, graph(*example))
     return found
 
 
-def settle_faster(step: Graph, example: tuple[torch.Tensor, ...]) -> float:
-    """Give a step's shapes the faster graph, as a whole or of halves; `halved` says which. Its median seconds."""
+def settle_step(step: Graph, example: tuple[torch.Tensor, ...]) -> float:
+    """Give a step's shapes a graph of halves where these are no slower, else as a whole; `halved` says which. Its median seconds."""
     whole = _settle(step, example)
     if not step.can_be_halved:
         return whole
     step.halved = True
     halves = _settle(step, example)
-    if halves < whole:
+    if halves < MOST_SLOWER * whole:
         return halves
     step.halved = False
     return _settle(step, example)
