@@ -23,6 +23,7 @@ from darkroom.engine.engine import Engine
 from darkroom.engine.graphs import PARTIAL, Graph, open_graphs, turn
 from darkroom.engine.int8 import see, worst_error
 from darkroom.engine.passes import STEP, Pass
+from darkroom.engine.race import settle_step
 from darkroom.engine.residents import Residents
 from darkroom.engine.runner import Runner
 from darkroom.errors import Unsupported
@@ -186,6 +187,50 @@ def test_pictures_by_halves_agree_alone_and_in_company(labs: FastLab) -> None:
     assert psnr(alone, reference) >= 50
     assert psnr(crowd[0], reference) >= 50
     assert apart(crowd[0], alone) <= 2
+
+
+class Watched:
+    """A family that shows what it is to run."""
+
+    def __init__(self, family: Any):
+        self._family, self.runs = family, {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._family, name)
+
+    def through(self, runs: dict[str, Any]) -> Any:
+        self.runs = runs
+        return self._family.through(runs)
+
+
+@pytest.mark.parametrize("halved", [True, False])
+def test_the_form_that_was_found_is_taken_at_the_next_start(sdxl: FastLab, tmp_path: Path, halved: bool) -> None:
+    folder = Path(shutil.copytree(sdxl.graphs, graphs_folder(tmp_path, sdxl.card)))
+    (folder / CHOICE).write_text(json.dumps({"backend": OPENVINO, "why": "it was faster", "halved": halved}))
+    family = Watched(sdxl.lab.family)
+    assert Backends("auto", tmp_path, ROOM, threads=2).accelerate(family, sdxl.card) is not None
+    assert family.runs[STEP].halved is halved
+
+
+class Timed:
+    """As much of a step's graph as is asked for its time: seconds as a whole and of halves."""
+
+    def __init__(self, whole: float, halves: float, can_be_halved: bool = True):
+        self._seconds, self.can_be_halved, self.halved, self.settled = {False: whole, True: halves}, can_be_halved, False, None
+
+    def settle(self, *_: Any) -> None:
+        self.settled = self.halved
+
+    def __call__(self, *_: Any) -> None:
+        time.sleep(self._seconds[self.settled])
+
+
+@pytest.mark.parametrize(
+    ("graph", "halved"), [(Timed(0.02, 0.01), True), (Timed(0.01, 0.03), False), (Timed(0.02, 0.01, can_be_halved=False), False)]
+)
+def test_halves_are_taken_unless_they_are_slower(graph: Timed, halved: bool) -> None:
+    settle_step(graph, ())
+    assert (graph.halved, graph.settled) == (halved, halved)
 
 
 def test_odd_threads_are_not_halved(sdxl: FastLab) -> None:

@@ -193,7 +193,7 @@ class Backends:
         graphs = open_graphs(family.passes(), folder, self._threads, fixed=not self._exact, tell=tell, begun=self._begun.pop(folder, None))
         if choice is None:
             found = race(family.passes(), graphs)
-            choice = _choose(found, any(graph.halved for graph in graphs.values()))
+            choice = _choose(found, graphs[STEP].halved)
             _write_choice(folder, choice)
             clear_older(folder)
         if self._stays_eager(choice):

@@ -33,7 +33,7 @@ class Raced:
 
 @torch.inference_mode()
 def race(passes: Mapping[str, Pass], graphs: Mapping[str, Graph]) -> dict[str, Raced]:
-    """Both over every pass; the step's graph is left in the faster of its forms. Raises Unsupported where they do not agree."""
+    """Both over every pass; the step's graph is left in the form that `settle_step` chose. Raises Unsupported where they do not agree."""
     found = {}
     for name, one in passes.items():
         example = one.example(1 if one.shapes[0][0] == 1 else PROBE[0], *PROBE[1:])
