@@ -5,20 +5,34 @@ from __future__ import annotations
 import io
 import json
 import math
+import struct
 from collections.abc import Callable
 from typing import Any
 
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageMath, ImageOps, PngImagePlugin
 
 from darkroom import __version__
 from darkroom.errors import Invalid, TooLarge, UnsupportedMedia
+from darkroom.icc import to_srgb
+from darkroom.png import SIGNATURE, essentials
 from darkroom.types import ModelCard, Params
 
 GRID = 64  # sides are multiples of it
 MIN_SIDE = 128
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # by a quarter or three, of EXIF 2.3
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
-SIGNATURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
+SIGNATURES = {SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG"}
+# What EXIF's orientations ask of a decoder (EXIF 2.3, tag 274).
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+MAX_COMMENT = 60_000  # bytes of EXIF's UserComment: all EXIF of a JPEG has 65,533
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked on the header, before anything is decoded
 
 
@@ -39,10 +53,21 @@ def converted(png: bytes, kind: str, quality: int) -> bytes:
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
         text = image.text.get("parameters", "")  # type: ignore[attr-defined]
         exif = Image.Exif()
-        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + _within(text, MAX_COMMENT).encode("utf-16-be")
         out = io.BytesIO()
         image.save(out, kind, quality=quality, exif=exif)
     return out.getvalue()
+
+
+def _within(text: str, most: int) -> str:
+    """The parameters' text in at most so many bytes of UTF-16: prompts are cut, the last line with the settings stays."""
+    packed = text.encode("utf-16-be")
+    if len(packed) <= most:
+        return text
+    prompts, _, last = text.rpartition("\n")
+    room = max(0, most - 2 * len(f"…\n{last}"))
+    kept = prompts.encode("utf-16-be")[: room // 2 * 2].decode("utf-16-be", "ignore")  # half a character goes
+    return f"{kept}…\n{last}"
 
 
 def thumbnail(png: bytes, side: int) -> bytes:
@@ -90,35 +115,41 @@ def from_upload(
     Raises UnsupportedMedia, TooLarge (before decoding) or Invalid (broken, animated).
     """
     kind = _kind(content)
-    _check_end(content, kind)
+    content, profile = essentials(content) if kind == "PNG" else (content, b"")
     try:
         with Image.open(io.BytesIO(content), formats=(kind,)) as image:
             _check_header(image, kind, max_input)
-            picture = _fitted(image, lambda w, h: output_size(w, h, card.max_side, max_output, width, height))
+            profile = profile or image.info.get("icc_profile") or b""
+            picture = _fitted(image, profile, lambda w, h: output_size(w, h, card.max_side, max_output, width, height))
     except (TooLarge, Invalid):
         raise
     except Exception as error:  # Pillow raises a dozen kinds for broken files
-        raise Invalid(f"image must be a whole {kind} picture, but it is broken or cut off ({type(error).__name__})", name="invalid_image") from error
+        line = f"image must be a whole {kind} picture, but it is broken or cut off ({type(error).__name__})"
+        raise Invalid(line, name="invalid_image") from error
     return picture.tobytes(), *picture.size
 
 
-def _fitted(image: Image.Image, size_of: Callable[[int, int], tuple[int, int]]) -> Image.Image:
-    """An opened picture as RGB of the size that `size_of` gives for its own. It is made small before it is turned and flattened,
-    each of which takes copies of it: a large one would take a GB."""
-    whole = image.size
-    if image.format in ("JPEG", "MPO"):  # its EXIF is read already; of a large one fewer pixels need be decoded
-        spare = _spare(whole, _size(image, whole, size_of))
+def _fitted(image: Image.Image, profile: bytes, size_of: Callable[[int, int], tuple[int, int]]) -> Image.Image:
+    """An opened picture as sRGB of the size that `size_of` gives for its own. It is made small before it is turned, converted and
+    flattened, each of which takes copies of it: a large one would take a GB."""
+    whole, turn = image.size, _turn(image)
+    size = size_of(*(whole[::-1] if turn in TURNED else whole))
+    if image.format in ("JPEG", "MPO"):  # of a large one fewer pixels need be decoded
+        spare = _spare(whole, size)
         image.draft(None, (whole[0] // spare, whole[1] // spare))
     image.load()
-    size = _size(image, whole, size_of)
-    small = _plain(image, _spare(image.size, size))
-    ImageOps.exif_transpose(small, in_place=True)
+    small = to_srgb(_plain(image, _spare(image.size, size)), profile)
+    if turn in TURNS:
+        small = small.transpose(TURNS[turn])
     return _flat(ImageOps.fit(small, size, Image.Resampling.LANCZOS))
 
 
-def _size(image: Image.Image, whole: tuple[int, int], size_of: Callable[[int, int], tuple[int, int]]) -> tuple[int, int]:
-    """The size to come of a picture that has the size `whole` in its file, where EXIF may turn it."""
-    return size_of(*(whole[::-1] if image.getexif().get(ORIENTATION) in TURNED else whole))
+def _turn(image: Image.Image) -> int:
+    """EXIF's orientation; 1 if there is none, or none that can be read: the pixels are whole nevertheless."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except (SyntaxError, struct.error, ValueError, TypeError, KeyError, EOFError):  # of Pillow's parser of TIFF
+        return 1
 
 
 def _spare(have: tuple[int, int], want: tuple[int, int]) -> int:
@@ -159,12 +190,6 @@ def _kind(content: bytes) -> str:
     raise UnsupportedMedia(f"image must be PNG, JPEG or WebP by its content, got {len(content)} bytes that begin with {content[:8].hex() or 'nothing'}")
 
 
-def _check_end(content: bytes, kind: str) -> None:
-    """Pillow reads a PNG whose last chunk is missing without a word."""
-    if kind == "PNG" and b"IEND" not in content[-(2**16) :]:
-        raise Invalid("image must be a whole PNG picture, but its end is missing", name="invalid_image")
-
-
 def _check_header(image: Image.Image, kind: str, max_input: int) -> None:
     if image.width * image.height > max_input:
         raise TooLarge(f"image must have at most {max_input} pixels, got {image.width} x {image.height}")
@@ -174,12 +199,25 @@ def _check_header(image: Image.Image, kind: str, max_input: int) -> None:
 
 
 def _plain(image: Image.Image, spare: int) -> Image.Image:
-    """Any mode to L, RGB or RGBA, reduced by `spare`; 16-bit grey scaled."""
+    """Any mode to L, RGB, RGBA or CMYK, reduced by `spare`; 16-bit grey scaled."""
     if image.mode.startswith("I"):
-        return image.convert("I").reduce(spare).point(lambda level: level * (1 / 257)).convert("L")
-    mode = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
-    plain = image if image.mode in ("L", mode) and "transparency" not in image.info else image.convert(mode)
+        plain = _grey_of_16_bits(image)
+    elif image.mode in ("L", "RGB", "RGBA", "CMYK") and "transparency" not in image.info:
+        plain = image
+    else:
+        plain = image.convert("RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB")
     return plain.reduce(spare) if spare > 1 else plain
+
+
+def _grey_of_16_bits(image: Image.Image) -> Image.Image:
+    """As L, or as RGBA if a level is transparent, which Pillow's own conversion forgets."""
+    levels, clear = image.convert("I"), image.info.get("transparency")
+    grey = levels.point(lambda level: level * (1 / 257)).convert("L")
+    if not isinstance(clear, int):
+        return grey
+    plain = grey.convert("RGBA")
+    plain.putalpha(ImageMath.lambda_eval(lambda a: a["convert"]((a["level"] != clear) * 255, "L"), level=levels))
+    return plain
 
 
 def _flat(image: Image.Image) -> Image.Image:
