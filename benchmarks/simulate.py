@@ -142,8 +142,7 @@ def overhead(queued: int, turns: int) -> list[float]:
     rng, cost, now = random.Random(1), CostModel(), 0.0
     scheduler, names = Scheduler(cost), iter(range(queued + 100 * turns))
     for side in (256, 384, 512):
-        for rows in range(1, MAX_ROWS + 1):
-            cost.observe_step(BatchKey("m", side, side), rows, CPU.seconds(side, rows))
+        cost.load({f"m {side} {side}": {str(rows): CPU.seconds(side, rows) for rows in range(1, MAX_ROWS + 1)}})
 
     def come() -> None:
         side = rng.choice((256, 384, 512))

@@ -22,7 +22,7 @@ def costs(curve: str, arrivals: list[Arrival]) -> CostModel:
     """Costs as the simulation has them, where a decode takes no time."""
     cost = learnt(CURVES[curve], arrivals)
     for a in arrivals:
-        cost.observe_decode(BatchKey("m", a.side, a.side), 1, 0.0)
+        cost.load({f"m {a.side} {a.side}": {"decode": 0.0}})
     return cost
 
 
@@ -78,8 +78,7 @@ def test_the_work_ahead_ends_when_it_is_done(arrivals: list[Arrival], curve: str
 
 def test_who_has_begun_starts_at_0_and_a_decode_counts() -> None:
     key, cost = BatchKey("m", 256, 256), CostModel()
-    cost.observe_step(key, 2, 1.0)
-    cost.observe_decode(key, 1, 3.0)
+    cost.load({"m 256 256": {"2": 1.0, "decode": 3.0}})
     told = forecast([Ahead("runs", key, 2, 5, begun=True), Ahead("waits", key, 2, 10), Ahead("kept", key, 2, 0)], cost, exact=True)
     assert told == {"kept": Forecast(0.0, 3.0), "runs": Forecast(0.0, 11.0), "waits": Forecast(11.0, 24.0)}
 

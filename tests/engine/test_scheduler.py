@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darkroom.engine.cost import CostModel
+from darkroom.engine.cost import CostModel, size_name
 from darkroom.engine.sample import Batch, BatchKey, Sample
 from darkroom.engine.scheduler import AGEING, Scheduler
 from darkroom.types import Params
@@ -75,8 +75,8 @@ def learnt(curve: Curve, arrivals: list[Arrival]) -> CostModel:
     """Every row count of every size measured."""
     cost = CostModel()
     for side in {a.side for a in arrivals}:
-        for rows in range(1, 17):
-            cost.observe_step(BatchKey("m", side, side), rows, curve(BatchKey("m", side, side), rows))
+        key = BatchKey("m", side, side)
+        cost.load({size_name(key): {str(rows): curve(key, rows) for rows in range(1, 17)}})
     return cost
 
 
@@ -189,8 +189,7 @@ def test_at_most_one_newcomer_joins_a_step() -> None:
     cost = CostModel()
     scheduler = Scheduler(cost)
     key = BatchKey("m", 128, 128)
-    for rows in range(1, 17):
-        cost.observe_step(key, rows, 0.01)
+    cost.load({size_name(key): {str(rows): 0.01 for rows in range(1, 17)}})
     for i in range(5):
         scheduler.add(Sample(str(i), Params("m", "p"), key, 10, 2, 0.0))
     sizes = []

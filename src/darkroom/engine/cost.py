@@ -37,21 +37,34 @@ class CostModel:
         self._seen: dict[str, int] = {}
         self._last: dict[tuple[str, int], int] = {}
         self._decodes: dict[str, deque[float]] = {}
+        self._decoded: set[str] = set()  # sizes of which one decode was seen
         self._medians: dict[str, dict[int, float]] = {}  # of _steps
         self._told: dict[tuple[BatchKey, int], float] = {}  # what step_seconds answered since the last measurement: it is asked often
         if path is not None and path.exists():
             self._read(path)
 
     def observe_step(self, key: BatchKey, rows: int, seconds: float) -> None:
-        """One forward pass with `rows` rows took `seconds`."""
+        """One forward pass with `rows` rows took `seconds`.
+
+        The first one of a row count is not learnt: it may hold seconds of allocating, choosing kernels or compiling, and a row
+        count that looks that dear would not be chosen again. Nor is the first after a long while, which is a new beginning.
+        """
         size = size_name(key)
         self._seen[size] = self._seen.get(size, 0) + 1
-        self._last[size, rows] = self._seen[size]
+        last, self._last[size, rows] = self._last.get((size, rows)), self._seen[size]
+        if last is None:
+            return
+        if self._seen[size] - last > STALE:
+            self._forget(size, rows)
+            return
         self._take(size, rows, seconds)
 
     def observe_decode(self, key: BatchKey, pictures: int, seconds: float) -> None:
-        """Decoding `pictures` together took `seconds`."""
-        self._decodes.setdefault(size_name(key), deque(maxlen=WINDOW)).append(seconds / pictures)
+        """Decoding `pictures` together took `seconds`; the first time for a size is not learnt."""
+        size = size_name(key)
+        if size in self._decoded:
+            self._decodes.setdefault(size, deque(maxlen=WINDOW)).append(seconds / pictures)
+        self._decoded.add(size)
 
     def step_seconds(self, key: BatchKey, rows: int) -> float:
         """Expected seconds of a pass with `rows` rows: the median where it was measured, else an estimate from its neighbours."""
@@ -111,7 +124,13 @@ class CostModel:
     def _take(self, size: str, rows: int, seconds: float) -> None:
         times = self._steps.setdefault(size, {}).setdefault(rows, deque(maxlen=WINDOW))
         times.append(seconds)
-        self._medians.setdefault(size, {})[rows] = statistics.median(times)
+        # of one or two the least: one slow pass must not stand for a row count that would then not be tried again
+        self._medians.setdefault(size, {})[rows] = statistics.median(times) if len(times) > 2 else min(times)
+        self._told.clear()
+
+    def _forget(self, size: str, rows: int) -> None:
+        self._steps.get(size, {}).pop(rows, None)
+        self._medians.get(size, {}).pop(rows, None)
         self._told.clear()
 
     def _expected(self, key: BatchKey, rows: int) -> float:
