@@ -25,7 +25,7 @@ class Rows(Protocol):
 class Gallery(Protocol):
     """Where picture files are kept; see `gallery/`."""
 
-    def get(self, key: str) -> bytes: ...
+    def get(self, picture: PictureRow) -> bytes: ...
     def put_thumbnail(self, key: str, content: bytes) -> None: ...
     def get_thumbnail(self, key: str) -> bytes: ...
     def delete(self, key: str) -> None: ...
@@ -54,7 +54,7 @@ class Album:
         return await self.find(picture_id)
 
     async def thumbnail(self, picture_id: str) -> bytes:
-        """WebP. Raises NotFound."""
+        """WebP. Raises NotFound or PictureDamaged."""
         picture = await self.find(picture_id)
         try:
             return await asyncio.to_thread(self._thumbnail, picture)
@@ -65,7 +65,7 @@ class Album:
         try:
             return self._gallery.get_thumbnail(picture.key)
         except FileNotFoundError:
-            content = thumbnail(self._gallery.get(picture.key), SIDE)
+            content = thumbnail(self._gallery.get(picture), SIDE)
             self._gallery.put_thumbnail(picture.key, content)
             return content
 

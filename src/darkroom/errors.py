@@ -1,6 +1,7 @@
 """The error tree. Each class carries a name for clients and an HTTP status; `http/app.py` maps it in one place.
 
 DarkroomError                 500 server_error
+├── PictureDamaged            500 picture_damaged       a picture's file is not what was written
 ├── BadRequest                400 bad_request           the body is not what its media type says
 ├── Unauthorized              401 unauthorized          no key, or an unknown, expired or revoked one
 ├── Forbidden                 403 permission_denied     a key of another service, or without the scope
@@ -35,6 +36,10 @@ class DarkroomError(Exception):
         self.lines = list(lines)
         self.name = name or type(self).name
         self.retry_after = retry_after
+
+
+class PictureDamaged(DarkroomError):
+    name = "picture_damaged"
 
 
 class BadRequest(DarkroomError):

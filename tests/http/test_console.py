@@ -176,6 +176,7 @@ def test_the_log_has_every_call_with_its_body_and_its_error(person: Person) -> N
     good = person.server.generate(seed=95)
     bad = person.server.generate(steps=7, prompt="a walrus")
     hidden = person.server.generate(prompt="a secret walrus", headers={"X-Embed-Prompt": "false"})
+    refused = person.server.generate(steps=7, prompt="a walrus " * 2000, store=False)
     time.sleep(2)
     calls = {one["id"]: one for one in person.get(f"/console/requests?service_id={person.service}&limit=200")["data"]}
     one = calls[good.headers["X-Request-Id"]]
@@ -186,6 +187,7 @@ def test_the_log_has_every_call_with_its_body_and_its_error(person: Person) -> N
     assert {call["status"] // 100 for call in failed} == {4}
     assert "steps must be" in next(call for call in failed if call["id"] == bad.headers["X-Request-Id"])["error"]
     assert person.get(f"/console/requests/{hidden.headers['X-Request-Id']}")["body"] is None
+    assert calls[refused.headers["X-Request-Id"]]["error"] == errors(refused, 422)["name"]  # its lines quote the prompt
     errors(person.call("GET", "/console/requests?status=9xx"), 422)
 
 
@@ -231,6 +233,19 @@ def test_models_are_loaded_unloaded_accepted(serve: Callable[..., Server]) -> No
     assert person.call("POST", "/console/models/stable-diffusion-xl-base-1.0/accept").json()["license"]["accepted"]
     errors(person.call("POST", "/console/models/stable-diffusion-xl-base-1.0/load"), 422)  # it is not served
     errors(person.call("POST", "/console/models/nobody/load"), 404)
+
+
+def test_a_model_that_is_served_without_weights_is_asked_for_and_nothing_ends(serve: Callable[..., Server]) -> None:
+    server = serve("--model", "demo-xl,stable-diffusion-xl-base-1.0", HF_HUB_OFFLINE="1")
+    person = Person(server)
+    person.sign_in(link=link_of(server))
+    assert person.call("POST", "/console/models/stable-diffusion-xl-base-1.0/accept").status_code == 200
+    told = errors(person.call("POST", "/console/models/stable-diffusion-xl-base-1.0/load"), 503)
+    assert told["name"] == "model_unavailable"
+    assert "models pull stable-diffusion-xl-base-1.0" in told["errors"][0]
+    assert person.call("POST", "/console/models/stable-diffusion-xl-base-1.0/unload").status_code == 200
+    assert server.generate().status_code == 200
+    assert not server.log.read_text().count("ended unexpectedly")
 
 
 def test_the_system_says_how_it_is(person: Person) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import json
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -290,6 +293,52 @@ def test_what_must_be_told_or_is_gone_is_made_anew(server: Server) -> None:
     again = server.generate(seed=75, headers=plain)
     assert again.headers["X-Cache"] == "miss"
     assert pixels(again).shape == (128, 128, 3)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a picture", None])
+def test_a_file_that_was_damaged_is_never_given_and_its_picture_is_made_anew(server: Server, damage: bytes | None) -> None:
+    plain = {"Cache-Control": ""}
+    seed = 760 + len(damage or b"x")
+    first = server.generate(seed=seed, headers=plain)
+    job_id = first.headers["X-Job-Id"]
+    (file,) = (server.data_dir / "pictures").rglob(f"{job_id}*.png")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if damage is None else damage)
+    for accept in ("image/png", "image/jpeg"):
+        assert errors(image(server, job_id, Accept=accept), 500)["name"] == "picture_damaged"
+    again = server.generate(seed=seed, headers=plain)
+    assert again.headers["X-Cache"] == "miss"
+    assert pixels(again).shape == (128, 128, 3)
+    assert server.generate(seed=seed, headers=plain).headers["X-Cache"] == "hit"
+
+
+@pytest.mark.parametrize("private", [{"store": False}, {"headers": {"X-Embed-Prompt": "false"}}])
+def test_no_word_of_a_prompt_that_is_not_to_be_kept_is_in_the_data_folder(server: Server, private: dict) -> None:
+    secret = "quokka leukaemia " + "wombat " * 100 + "numbat"
+    later = {"Prefer": "respond-async"} | private.get("headers", {})
+    body = {name: value for name, value in private.items() if name != "headers"}
+    reply = server.generate(prompt=secret, **private)
+    assert "quokka" in reply.headers["X-Model-Note"]  # whoever asked is told in full
+    job = ended(server, server.generate(prompt=secret, **body, headers=later).json()["id"])
+    assert job["status"] == "finished"
+    assert image(server, job["id"]).status_code == 200
+    at_once = requests.get(f"{server.host}/v1/jobs/{reply.headers['X-Job-Id']}", headers=server.headers(), timeout=30).json()
+    notes = job["notes"] + at_once["notes"]
+    assert len(notes) == 4  # of each that words are not known, and that it was cut
+    server.generate(prompt=secret, steps=7, **private)
+
+    def words_left() -> list[str]:
+        with contextlib.closing(sqlite3.connect(f"file:{server.data_dir / 'darkroom.sqlite'}?mode=ro", uri=True)) as database:
+            left = "\n".join(line for line in database.iterdump() if line.startswith("INSERT")) + json.dumps(notes)
+        return [word for word in ("quokka", "leukaemia", "wombat", "numbat") if word in left]
+
+    for _ in range(100):  # the log of requests is written a moment later, and what was delivered goes after its reply
+        if not words_left():
+            break
+        time.sleep(0.1)
+    time.sleep(1.5)  # longer than the log of requests takes to be written
+    assert words_left() == []
+    assert "quokka" not in server.log.read_text()
 
 
 def test_a_cancelled_job_leaves_no_files_and_its_progress_never_falls(server: Server) -> None:

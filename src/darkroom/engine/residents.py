@@ -98,8 +98,11 @@ class Residents:
                 room = room and room - needed
 
     def want(self, model: str) -> None:
-        """Ask for a model. One that failed a moment ago fails again at once."""
-        assert model in self._sources, f"no model {model}"
+        """Ask for a model. One that failed a moment ago fails again at once, and so does one that this process was not told of: a
+        message from outside must not end it."""
+        if model not in self._sources:
+            self._put(LoadFailed(model, f"the weights of {model} are not here"))
+            return
         when, failed = self._failed.pop(model, (0.0, None))
         if failed is not None and self._clock() - when < RETRY_SECONDS:
             self._failed[model] = when, failed
@@ -141,7 +144,7 @@ class Residents:
             self.loading = None
         self._wanted.pop(message.model, None)
         if isinstance(message, LoadFailed):
-            if message.model not in self._failed:
+            if message.model in self._sources and message.model not in self._failed:
                 self._failed[message.model] = self._clock(), message
             return
         self._failed.pop(message.model, None)

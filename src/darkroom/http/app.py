@@ -210,7 +210,8 @@ def _shape(request_id: str, status: int, name: str, lines: list[str], headers: d
 
 
 async def _darkroom_error(request: Request, error: DarkroomError) -> JSONResponse:
-    request.state.error = f"{error.name}: {error}"[:1000]
+    private = getattr(request.state, "private", False)
+    request.state.error = error.name if private else f"{error.name}: {error}"[:1000]
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
     if error.status == 408:  # what still trickles in would otherwise be taken for the next request's body
         headers["Connection"] = "close"

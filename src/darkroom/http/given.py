@@ -44,7 +44,7 @@ async def generate(request: Request) -> Response:
     query(request, {})
     wishes = wishes_of(request)
     body = await read_json(request)
-    _note(request, body, wishes)
+    _note(request, desk, body, wishes)
     card = await _card(desk, service, body)
     loras = await _loras(desk, body)
     asked = checks.check(
@@ -66,7 +66,7 @@ async def control(request: Request) -> Response:
     query(request, {})
     wishes = wishes_of(request)
     body = await read_form(request)
-    _note(request, body, wishes)
+    _note(request, desk, body, wishes)
     card = await _card(desk, service, body)
     content = body.fields.pop("image", b"")
     body.faults |= _image_faults(content)
@@ -137,9 +137,12 @@ def _check_delivery(asked: checks.Asked, wishes: Wishes) -> None:
     checks.refuse(faults)
 
 
-def _note(request: Request, body: Body, wishes: Wishes) -> None:
-    """For the log of requests: the fields as they came, without pictures, where what was asked may be kept."""
-    if wishes.embed_prompt and body.fields.get("store", True) in (True, "true", "1"):
+def _note(request: Request, desk: Desk, body: Body, wishes: Wishes) -> None:
+    """For the log of requests: the fields as they came, without pictures, where what was asked may be kept. Where it may not, an
+    error is noted by its name alone, for its lines quote what was given."""
+    kept = body.fields.get("store", True) in (True, "true", "1")
+    request.state.private = not (kept and wishes.embed_prompt and desk.settings.embed_prompt)
+    if not request.state.private:
         fields = {name: value for name, value in body.fields.items() if not isinstance(value, bytes)}
         try:
             request.state.body = fields if len(json.dumps(fields, allow_nan=False)) <= MAX_NOTED else None

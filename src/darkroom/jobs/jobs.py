@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from darkroom.errors import DarkroomError, Invalid, NotFound, TooMany, Unavailable
+from darkroom.errors import DarkroomError, Invalid, NotFound, PictureDamaged, TooMany, Unavailable
 from darkroom.jobs.ended import Ended, JobCancelled, NotFinished, error_of, fault_of
 from darkroom.jobs.outlook import Outlook
 from darkroom.jobs.runs import Gallery, Runs
@@ -140,10 +140,14 @@ class Jobs:
         _check_size(job, key.limits or self._limits)
         if image is not None and job.attached:
             self._runs.hold(job.id, image)
-        entry = await self._rows.accept(
-            job, described(job.params, None), self._max_queue, max(1, int(self._max_queue * SHARE_OF_KEY)), key.limits or self._limits,
-            kept, asked.idempotency_key, asked.body_hash, job.created_at - KEY_KEPT,
-        )  # fmt: skip
+        try:
+            entry = await self._rows.accept(
+                job, described(job.params, None), self._max_queue, max(1, int(self._max_queue * SHARE_OF_KEY)), key.limits or self._limits,
+                kept, asked.idempotency_key, asked.body_hash, job.created_at - KEY_KEPT,
+            )  # fmt: skip
+        except BaseException:  # also when the client leaves meanwhile
+            self._runs.drop(job.id)
+            raise
         if entry.job is None or entry.joined:
             self._runs.drop(job.id)
         if entry.other_body:
@@ -160,7 +164,8 @@ class Jobs:
     async def _has_files(self, job: Job) -> bool:
         try:
             await self.pngs(Ended(job))
-        except NotFound:
+        except (NotFound, PictureDamaged) as error:
+            log.warning("pictures of a job are made anew", job=job.id, error=str(error))
             return False
         return True
 
@@ -219,7 +224,7 @@ class Jobs:
         return await self._outlook.seconds_left(job_id)
 
     async def pngs(self, ended: Ended) -> Ended:
-        """With the pictures at hand. Raises the job's own error where it failed, NotFound where they are gone."""
+        """With the pictures at hand. Raises the job's own error where it failed, NotFound where they are gone, PictureDamaged."""
         if ended.job.fault is not None:
             raise error_of(ended.job.fault)
         if ended.pngs:
@@ -228,7 +233,7 @@ class Jobs:
         if len(rows) < ended.job.n:
             raise NotFound("the pictures of this job are not kept any more")
         try:
-            return Ended(ended.job, rows, tuple([await asyncio.to_thread(self._gallery.get, row.key) for row in rows]))
+            return Ended(ended.job, rows, tuple([await asyncio.to_thread(self._gallery.get, row) for row in rows]))
         except FileNotFoundError as error:
             raise NotFound("the pictures of this job are not kept any more") from error
 

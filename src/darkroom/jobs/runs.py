@@ -20,7 +20,7 @@ import structlog
 
 from darkroom.errors import DarkroomError, Unavailable
 from darkroom.jobs.ended import DeadlineExceeded, Ended, JobCancelled, StorageFull, error_of, fault_of
-from darkroom.jobs.notes import notes_on
+from darkroom.jobs.notes import notes_on, without_words
 from darkroom.jobs.watches import Watches
 from darkroom.picture import described, to_png
 from darkroom.types import (
@@ -80,7 +80,7 @@ class Gallery(Protocol):
     """Where picture files are kept."""
 
     def put(self, name: str, content: bytes) -> str: ...
-    def get(self, key: str) -> bytes: ...
+    def get(self, picture: PictureRow) -> bytes: ...
     def delete(self, key: str) -> None: ...
     def remove(self, name: str) -> None: ...
 
@@ -293,15 +293,17 @@ class Runs:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._discard_made(job)
             raise
         rows, pngs, finished = zip(*made, strict=True)
-        notes = notes_on(self._cards[params.model], params, finished[0]) if params.model in self._cards else ()
+        notes = notes_on if job.keep and job.with_prompt else without_words
+        card = self._cards.get(params.model)
         ended = replace(
             run.job, status=Status.FINISHED, steps_run=finished[0].steps_run, queue_seconds=min(one.queue_seconds for one in finished),
-            inference_seconds=max(one.inference_seconds for one in finished), notes=notes,
+            inference_seconds=max(one.inference_seconds for one in finished),
+            notes=notes(card, params, finished[0]) if card else (),
         )  # fmt: skip
-        await self.end(ended, tuple(row for row in rows if row.key), pngs, self.owner)
+        told = notes_on(card, params, finished[0]) if card else ()  # whoever waits on the line hears it in full
+        await self.end(ended, tuple(row for row in rows if row.key), pngs, self.owner, told)
 
     async def _picture(self, run: _Run, params: Params, place: int, weight: float) -> tuple[PictureRow, bytes, Finished]:
         job = run.job
@@ -309,7 +311,7 @@ class Runs:
         finished = await self._sample(run, params, place, weight)
         png = await asyncio.to_thread(to_png, finished.pixels, params, finished.steps_run, job.with_prompt)
         shown = described(params, finished.steps_run, job.with_prompt)
-        key = "" if not job.keep and job.attached else await asyncio.to_thread(self._keep, f"{job.id}-{place}", png)
+        key = "" if not job.keep and job.attached else await _in_thread(self._keep, _file_name(job, place), png)
         row = PictureRow(
             f"pic-{job.id.removeprefix('job-')}-{place}", job.id, job.service_id, key, finished.width, finished.height, len(png),
             hashlib.sha256(png).hexdigest(), shown, time.time(), place, params.model, job.key_id, params.seed,
@@ -354,9 +356,11 @@ class Runs:
                 self._watches.publish(job_id, replace(event, job_id=job_id), place)
 
     async def end(
-        self, job: Job, pictures: tuple[PictureRow, ...] = (), pngs: tuple[bytes, ...] = (), owner: str | None = None
+        self, job: Job, pictures: tuple[PictureRow, ...] = (), pngs: tuple[bytes, ...] = (), owner: str | None = None,
+        told: tuple[str, ...] = (),
     ) -> bool:  # fmt: skip
-        """Write the end of a job down, then tell it. False where it had ended, or is another gateway's by now."""
+        """Write the end of a job down, then tell it, with the notes `told` to whoever waits for it. False where it had ended, or is
+        another gateway's by now."""
         job = replace(job, ended_at=time.time())
         self._images.pop(job.id, None)
         less = {} if not job.keep and not pictures else described(job.params, job.steps_run, False) if not job.with_prompt else None
@@ -364,15 +368,19 @@ class Runs:
         if not written:
             await self._discard(job.id, pictures)
             return False
-        self._watches.publish(job.id, Ended(job, pictures, pngs))
+        if job.status != Status.FINISHED:
+            await self._discard_made(job)
+        self._watches.publish(job.id, Ended(replace(job, notes=told or job.notes), pictures, pngs))
         self._told()
         return True
 
     async def _discard_made(self, job: Job) -> None:
-        """Remove what was written of a job that will not be finished here. One that another gateway makes anew keeps its files."""
-        if not self._runs[job.id].lost:
+        """Remove what was written of a job that has ended without its pictures, by whoever began it."""
+        try:
             for place in range(job.n):
-                await asyncio.to_thread(self._gallery.remove, f"{job.id}-{place}")
+                await asyncio.to_thread(self._gallery.remove, _file_name(job, place))
+        except OSError as error:  # its end is written down, and must be told
+            log.error("files of a job without pictures could not be removed", job=job.id, error=str(error))
 
     async def _discard(self, job_id: str, pictures: tuple[PictureRow, ...]) -> None:
         """Remove the files of an end that came too late, unless who was quicker has made the same ones."""
@@ -389,6 +397,20 @@ class Runs:
             except Unavailable as error:
                 log.warning("the database is busy; once more", error=str(error))
                 await asyncio.sleep(1.0)
+
+
+async def _in_thread(work: Callable[..., T], *args: Any) -> T:
+    """Do it in a thread. A cancel waits for its end: whoever clears up afterwards finds all that it has written."""
+    task = asyncio.ensure_future(asyncio.to_thread(work, *args))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+def _file_name(job: Job, place: int) -> str:
+    return f"{job.id}-{place}"
 
 
 def seed_at(job: Job, place: int) -> int:

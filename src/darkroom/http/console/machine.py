@@ -11,9 +11,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from darkroom import __version__
-from darkroom.errors import Invalid, NotFound
+from darkroom.errors import Invalid, ModelUnavailable, NotFound
 from darkroom.http.desk import Desk, desk_of
-from darkroom.models.catalogue import known, memory_bytes
+from darkroom.models.catalogue import known, memory_bytes, pull_command
 from darkroom.types import ModelCard
 
 router = APIRouter()
@@ -44,6 +44,8 @@ async def act(request: Request) -> dict[str, Any]:
             await desk.licences.accept(card)
         case "load":
             await desk.licences.check(card)
+            if desk.cards[name].path is None:
+                raise ModelUnavailable(f"the weights of {name} are not here; bring them with: {pull_command(card)}, then start the server again")
             desk.worker.load(name)
         case "unload":
             desk.worker.unload(name)
