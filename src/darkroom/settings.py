@@ -43,6 +43,11 @@ class Settings(BaseSettings):
     max_streams: int = Field(2000, ge=1, description="open streams of events at once, of which one key may have three quarters; more are answered with 429")
     max_attempts: int = Field(3, ge=1, description="times that a worker may die on a job before the job fails")
     max_concurrent: int = Field(256, ge=1, description="open requests at once, of which one key may have three quarters; more are answered with 429")
+    max_connections: int = Field(
+        0, ge=0, description="open connections at most, of which one address may have three quarters; more are answered with 503; "
+        "0 takes three quarters of the open files that this process may have"
+    )
+    head_timeout: float = Field(15, gt=0, description="seconds that the head of a request may take to arrive, also the first one of a connection")
     max_body_bytes: int = Field(20 * 2**20, ge=2**16, description="bytes of a request body at most")
     body_timeout: float = Field(60, gt=0, description="seconds that a request body may take to arrive")
     max_input_pixels: int = Field(40_000_000, ge=2**14, description="pixels of an uploaded picture at most, before it is decoded")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import signal
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -46,12 +46,14 @@ def serve(
     )  # fmt: skip
     with owning(settings.data_dir):
         cards = bring(settings)
-        _raise_open_files()
         log.to_stderr(settings.log_level)
-        asyncio.run(_serve(settings, cards))
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # until the server has its own: what was built is closed
+        if asyncio.run(_serve(settings, cards)):
+            raise typer.Exit(128 + signal.SIGINT)
 
 
-async def _serve(settings: Settings, cards: list[ModelCard]) -> None:
+async def _serve(settings: Settings, cards: list[ModelCard]) -> bool:
+    """Serve until a signal; whether it was Ctrl-C."""
     import structlog
 
     listener = _listener(settings)
@@ -63,39 +65,17 @@ async def _serve(settings: Settings, cards: list[ModelCard]) -> None:
         if not _is_loopback(settings.host) and not await desk.console.sessions.has_password():
             raise DarkroomError(f"at {settings.host} others can reach the dashboard, so it needs a password first: darkroom password (or DARKROOM_PASSWORD)")
         with uncollected():
-            import uvicorn
-
             from darkroom.http.app import build
-        app = build(desk, starting)
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=10, server_header=False, timeout_keep_alive=30,
-            proxy_headers=settings.proxy_headers, ws="none",
-        )  # fmt: skip
-        server = _uvicorn(config, lambda: _announce(desk, base, cards), lambda: _give_up(desk))
+            from darkroom.http.server import Server
+        server = Server(build(desk, starting), settings, lambda: _announce(desk, base, cards), lambda: _give_up(desk))
         await server.serve(sockets=[listener])
+        return server.interrupted
 
 
 def _give_up(desk: Any) -> None:
     """While clients can still be answered: those that wait are told, jobs that last are let go of until the next start."""
     desk.jobs.close()
     desk.worker.give_up()
-
-
-def _uvicorn(config: Any, started: Callable[[], Any], stopping: Callable[[], None]) -> Any:
-    """uvicorn's server, that tells when it listens and when it is about to close, while clients can still be answered."""
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                await started()
-
-        async def shutdown(self, sockets: Any = None) -> None:
-            stopping()
-            await super().shutdown(sockets)
-
-    return Server(config)
 
 
 def _listener(settings: Settings) -> Any:
@@ -152,11 +132,3 @@ async def _announce(desk: Any, base: str, cards: list[ModelCard]) -> None:
     ]  # fmt: skip
     typer.echo("\n".join(lines))
     sys.stdout.flush()
-
-
-def _raise_open_files() -> None:
-    """As many open files as the system lets us have: every client that waits is one, and 1,024 are the usual soft limit."""
-    import resource
-
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
