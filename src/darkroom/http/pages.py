@@ -1,4 +1,4 @@
-"""The dashboard's files, as built from `web/`: every address that is not the API's shows its one page."""
+"""The dashboard's files, as built from `web/`: its one page at every address of its own, and the documentation of the API."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ HEADERS = {
 }  # fmt: skip
 PAGES = ("", "sign-in", "playground", "gallery", "requests", "usage", "keys", "models", "system")
 MISSING = "<!doctype html><title>Darkroom</title><p>The dashboard is not built here. In a checkout, `make run` builds it; the API works without."
+MISSING_DOCS = (
+    '<!doctype html><title>API · Darkroom</title><p>The page that shows the API is not built here. In a checkout, `make run` '
+    'builds it. All that it shows is in <a href="/openapi.json">/openapi.json</a>; where to begin: '
+    "POST /v1/images/generate with the header Authorization: Bearer API_KEY."
+)
 
 
 ROOT = Path(str(resources.files("darkroom"))) / "web"
@@ -32,16 +37,24 @@ def mount(app: FastAPI) -> None:
     async def shown(request: Request) -> Response:
         return page()
 
+    async def docs(request: Request) -> Response:
+        return _file("docs.html", MISSING_DOCS)
+
     for name in PAGES:
         app.add_route(f"/{name}", shown, include_in_schema=False)
+    app.add_route("/docs", docs, include_in_schema=False)
 
 
 def page(status: int = 200) -> Response:
     """The one page, which finds out by itself what it is to show."""
-    index = ROOT / "index.html"
-    if not index.exists():
-        return HTMLResponse(MISSING, status, HEADERS)
-    return FileResponse(index, status, HEADERS | {"Cache-Control": "no-cache"})
+    return _file("index.html", MISSING, status)
+
+
+def _file(name: str, missing: str, status: int = 200) -> Response:
+    """A page as it was built, or what stands in its place where it was not."""
+    if not (ROOT / name).exists():
+        return HTMLResponse(missing, status, HEADERS)
+    return FileResponse(ROOT / name, status, HEADERS | {"Cache-Control": "no-cache"})
 
 
 def is_person(request: Request) -> bool:
