@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+import pytest
 import requests
 
 from tests.conftest import SMALL, Server
@@ -67,6 +68,23 @@ def test_every_reply_has_an_id_and_errors_have_one_shape(server: Server) -> None
     errors(requests.get(f"{server.host}/nowhere", timeout=30), 404)
     errors(requests.get(f"{server.host}/v1/images/generate", timeout=30), 405)
     errors(requests.delete(f"{server.service_id}/v1/images/control", timeout=30), 405)
+
+
+@pytest.mark.parametrize(("level", "told"), [("info", False), ("debug", True)])
+def test_the_log_tells_of_what_changes_something_and_of_what_went_wrong(serve: Callable[..., Server], level: str, told: bool) -> None:
+    server = serve("--model", "demo-xl", DARKROOM_LOG_LEVEL=level, DARKROOM_PRELOAD="false")
+    quiet = ["/", "/assets/none.js", "/console/state", "/console/keys", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"]
+    replies = [requests.get(f"{server.host}{path}", timeout=30) for path in quiet]
+    replies += [requests.get(f"{server.service_id}/v1/{path}", headers=server.headers(), timeout=30) for path in ("jobs?limit=1", "models")]
+    loud = [
+        requests.get(f"{server.service_id}/v1/models", timeout=30),
+        requests.get(f"{server.host}/v1/nothing", timeout=30),
+        requests.post(f"{server.host}/console/sign-in", json={"password": "a guess"}, timeout=30),
+        server.generate(steps=7),
+    ]
+    assert all(server.logged(f"id={reply.headers['X-Request-Id']}") for reply in loud)
+    log = server.log.read_text()
+    assert {f"id={reply.headers['X-Request-Id']}" in log for reply in replies} == {told}
 
 
 def test_cors(server: Server) -> None:

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from darkroom import __version__
 from darkroom.errors import DarkroomError, TooMany
 from darkroom.http import console, given, jobs, metrics, models, pages
-from darkroom.http.desk import Desk
+from darkroom.http.desk import SAFE, Desk
 from darkroom.http.replies import RATE_HEADERS, quota_headers
 from darkroom.http.wishes import EVENTS, media_of
 from darkroom.types import Call
@@ -43,6 +43,7 @@ ABOUT = (
 SIGN_INS, SIGN_INS_OF_ONE = 64, 8  # open at once, of all addresses and of one
 WITH_KEY = re.compile(r"/(v1|svc-[^/]+/v1|console)/")  # addresses that ask who calls before they wait for anything
 IMAGES = ("/v1/images/generate", "/v1/images/control")
+PROBES = ("/healthz", "/readyz", "/metrics")
 NAMES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
 
 
@@ -93,7 +94,7 @@ class _Bounded:
         self._of: Counter[tuple[str, str]] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in ("/healthz", "/readyz"):
+        if scope["type"] != "http" or scope["path"] in PROBES[:2]:
             return await self._app(scope, receive, send)
         kind = _kind(scope)
         one = kind, _caller(scope)
@@ -170,10 +171,23 @@ class _Requests:
             shown = 499 if scope["state"].get("left") else status
             key = scope["state"].get("key_id", "")
             ms = round((time.perf_counter() - start) * 1000)
-            log.info("request", id=request_id, method=scope["method"], path=quote(scope["path"]), status=shown, key=key, ms=ms)
+            tell_of = log.info if _is_news(scope, shown) else log.debug
+            tell_of("request", id=request_id, method=scope["method"], path=quote(scope["path"]), status=shown, key=key, ms=ms)
             self._counted.note(scope["method"], _route(scope), shown, ms / 1000)
             if scope["state"].get("service_id"):
                 self._note(_call(scope, shown, ms))
+
+
+def _is_news(scope: Scope, status: int) -> bool:
+    """Whether the log tells of a request at `info`: of what changes something and of what went wrong. What pages and monitors
+    read every few seconds would carry the key and the link that the server printed out of sight."""
+    path, reads = scope["path"], scope["method"] in SAFE
+    if path in PROBES:
+        return False
+    if status >= 500:
+        return True
+    is_api = WITH_KEY.match(path) and not path.startswith("/console/")
+    return (not reads or status >= 400) if is_api else (not reads and status >= 400)
 
 
 def _route(scope: Scope) -> str:
@@ -250,7 +264,7 @@ def _schema(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:
-            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             schema.setdefault("components", {})["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
             app.openapi_schema = schema
         return app.openapi_schema
