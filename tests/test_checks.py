@@ -144,6 +144,7 @@ def test_loras_stand_in_the_order_of_their_names(given: list, means: tuple[Lora,
         ([{"name": "a", "scale": float("nan")}], ["loras[0].scale must be"]),
         ([{"name": "a", "scale": None}], ["loras[0].scale must be"]),
         ([{"name": "a", "scal": 1}], ['"scal" is not a field of loras[0], the nearest is scale; got 1']),
+        ([{"name": "a", "strength": 1}], ['"strength" is not a field of loras[0], the nearest is scale; got 1']),
         ([{"name": "a"}, {"name": "x", "scale": 99, "weight": 1}], ['"weight" is not', 'loras[1].name must be one of a, b, got "x"', "loras[1].scale must be"]),
     ],
     ids=str,
@@ -172,3 +173,29 @@ def test_where_no_lora_fits_an_error_says_so_and_many_are_not_all_listed() -> No
     many = {name: LoraCard(name, ("sdxl",)) for name in (f"n{i:03}" for i in range(50))}
     with pytest.raises(Invalid, match="n019 and 30 more, got"):
         check({"prompt": "a cat", "loras": [{"name": "a"}]}, CARD, PIXELS, textual=False, image_to_image=False, loras=many)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("strength", "0.6", '"strength" is not a field of this route, the nearest is control_strength, which is 1 - strength: 0.4 in place of 0.6; got "0.6"'),
+        ("denoising_strength", "a", "control_strength, which is 1 - strength; got"),
+        ("file", b"\xff\xd8\xff", "the nearest is image; got 3 bytes"),
+        ("upload", b"\xff\xd8\xff", "the nearest is image; got 3 bytes"),
+        ("num_inference_steps", "30", "the nearest is steps;"),
+        ("guidance_scale", "7", "the nearest is cfg_scale;"),
+        ("size", "512x512", "the nearest are width and height;"),
+        ("promt", "a", "the nearest is prompt;"),
+    ],
+)
+def test_an_unknown_field_is_told_what_was_meant(field: str, value: Any, line: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        asked({"prompt": "a cat", field: value}, textual=True)
+    assert line in caught.value.lines[0]
+
+
+def test_fields_of_image_to_image_are_told_where_they_belong() -> None:
+    for field, line in (("image", "only of /v1/images/control"), ("strength", "control_strength of /v1/images/control"), ("file", "the field image of")):
+        with pytest.raises(Invalid) as caught:
+            asked({"prompt": "a cat", field: 0.5}, image=False)
+        assert line in caught.value.lines[0]

@@ -22,6 +22,9 @@ from darkroom.types import ApiKey, Limits, Service
 
 ALPHABET = "23456789abcdefghijkmnpqrstuvwxyz"  # without 0, 1, l and o, which people misread
 KEY = re.compile(r"dk_([a-z0-9]{12})_([A-Za-z0-9_-]{43})_([0-9a-f]{8})")
+KEY_LENGTH = 68
+VARIABLE = re.compile(r"[$<{%]{0,2}[A-Z_]{3,30}[>}%]{0,2}")  # $API_KEY, ${API_KEY}, <API_KEY>: what an example says in a key's place
+LONGEST_SCHEME = 20  # characters of a scheme that an error repeats
 CONSOLE = "console"  # role of the keys that the dashboard uses itself
 MOST = 10**15  # that a limit may be; more is as good as none, and no longer exact where JSON is read
 LIGHTEST, HEAVIEST = 1e-6, 1e6  # weight of a key
@@ -74,7 +77,8 @@ class Access:
         for service in await self.services():
             if service.id == service_id:
                 return service
-        raise NotFound(f"there is no service {service_id}")
+        like = "" if service_id.startswith("svc-") else "; the id of a service looks like svc-7f3k2m9q"
+        raise NotFound(f"there is no service {service_id}{like}")
 
     async def choose(self, service_id: str | None) -> Service:
         """The service of this id, the oldest where none is named. Raises NotFound."""
@@ -149,14 +153,15 @@ class Access:
         if not await self._rows.set_limits(public_id, limits):
             raise NotFound(f"there is no key {public_id}")
 
-    async def verify(self, text: str | None) -> ApiKey:
-        """The key of an Authorization value. Raises Unauthorized for a missing, malformed, unknown, expired or revoked one."""
-        match = KEY.fullmatch(text or "")
+    async def verify(self, header: str | None) -> ApiKey:
+        """The key of an Authorization header. Raises Unauthorized, which says what is wrong with it, for a missing, malformed,
+        unknown, expired or revoked one."""
+        match = KEY.fullmatch(_token(header))
         if match is None or _checksum(match[0].rpartition("_")[0]) != match[3]:
-            raise Unauthorized("send the header `Authorization: Bearer API_KEY` with a key of this server")
+            raise Unauthorized(_fault_of(_token(header)))
         found = await self._rows.find_key(match[1])
         if found is None or not hmac.compare_digest(found[1], self._hash(match[0])):
-            raise Unauthorized("this key is not known here")
+            raise Unauthorized("the key is whole, but it is not known here: it was made by another server, or for another data folder")
         key = found[0]
         if key.revoked_at is not None:
             raise Unauthorized("this key was revoked")
@@ -165,12 +170,12 @@ class Access:
         await self._note_use(key)
         return key
 
-    async def enter(self, text: str | None, service_id: str | None) -> tuple[ApiKey, Service]:
-        """The key and the service it may use; service_id is the one in the address, if any.
+    async def enter(self, header: str | None, service_id: str | None) -> tuple[ApiKey, Service]:
+        """The key of an Authorization header and the service it may use; service_id is the one in the address, if any.
 
         Raises Unauthorized, then NotFound, then Forbidden, in this order.
         """
-        key = await self.verify(text)
+        key = await self.verify(header)
         service = await self.service(service_id or key.service_id)
         if service.id != key.service_id:
             raise Forbidden(f"this key belongs to another service than {service.id}")
@@ -216,6 +221,37 @@ def read_pepper(data_dir: Path) -> bytes:
 def _checksum(body: str) -> str:
     """Lets a typing error, or a secret scanner, be answered without a look into the rows."""
     return f"{zlib.crc32(body.encode()):08x}"
+
+
+def _token(header: str | None) -> str:
+    """What stands after `Bearer`. Raises Unauthorized where nothing can stand there."""
+    send = "send the header `Authorization: Bearer API_KEY` with a key of this server"
+    if header is None:
+        raise Unauthorized(f"the header Authorization is missing; {send}")
+    scheme, _, token = header.strip().partition(" ")
+    if scheme.startswith("dk_"):
+        raise Unauthorized(f"the header Authorization holds a key without the word Bearer before it; {send}")
+    if scheme.lower() != "bearer":
+        named = f", got {scheme}" if scheme.isascii() and scheme.isalpha() and len(scheme) <= LONGEST_SCHEME else ""
+        raise Unauthorized(f"the header Authorization must have the scheme Bearer{named}; {send}")
+    return token.strip()
+
+
+def _fault_of(token: str) -> str:
+    """Why a text is no key; the text itself is not repeated, for it may be most of one."""
+    if not token:
+        return "there is no key after Bearer: the variable that should hold it is probably not set in the shell that sent this"
+    if VARIABLE.fullmatch(token):
+        return f"the key is the text {token} itself: a shell fills in a variable within double quotes, not within single ones"
+    if token.lower().startswith("bearer "):
+        return "the word Bearer stands there twice; send it once"
+    if not token.startswith("dk_"):
+        return f"this is no key of Darkroom, which begins with dk_ and has {KEY_LENGTH} characters, got {len(token)}"
+    if len(token) < KEY_LENGTH:
+        return f"the key is cut off: a key has {KEY_LENGTH} characters, got {len(token)}"
+    if len(token) > KEY_LENGTH:
+        return f"the key has something after its end: a key has {KEY_LENGTH} characters, got {len(token)}"
+    return "the key was altered on its way: its checksum does not fit; copy it again"
 
 
 def _check_limits(limits: Limits) -> None:

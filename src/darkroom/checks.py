@@ -26,6 +26,22 @@ MAX_PICTURES = 8  # of one request
 DELIVERY = ("n", "store", "response_format", "preview_every", "webhook_url")  # how many, and how they come back
 TEXT_TO_IMAGE = ("model", "prompt", "negative_prompt", "steps", "height", "width", "cfg_scale", "seed", "loras", *DELIVERY)
 IMAGE_TO_IMAGE = (*TEXT_TO_IMAGE, "image", "control_strength")
+STRENGTHS = ("strength", "denoising_strength", "image_strength", "prompt_strength")  # elsewhere: how much of the image is lost
+# what fields are called elsewhere, where the letters alone would lead astray
+ELSEWHERE = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "cfg_scale",
+    "guidance": "cfg_scale",
+    "num_images": "n",
+    "num_images_per_prompt": "n",
+    "batch_size": "n",
+    "file": "image",
+    "init_image": "image",
+    "input_image": "image",
+    "photo": "image",
+    "picture": "image",
+    "text": "prompt",
+}
 NO_FAULTS: Mapping[str, str] = MappingProxyType({})
 SHOWN = 60  # characters of a wrong value that an error repeats
 
@@ -187,9 +203,37 @@ def _usable(name: Any, card: ModelCard, here: Mapping[str, LoraCard]) -> None:
 def _unknown(raw: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict[str, str]:
     faults = {}
     for field in [f for f in raw if f not in known][:20]:
-        near = difflib.get_close_matches(field[:100].lower(), known, n=1, cutoff=0.0)
-        faults[field] = f"{shown(field)} is not a field of {where}, the nearest is {near[0]}; got {shown(raw[field])}"
+        faults[field] = f"{shown(field)} is not a field of {where}, {_nearest(field, raw[field], known)}; got {_short(raw[field])}"
     return faults
+
+
+def _nearest(field: str, value: Any, known: tuple[str, ...]) -> str:
+    """The field that was meant: by what other services call it, by being a file, else by its letters."""
+    name = field[:100].lower()
+    if "prompt" not in known:  # what lies within a field
+        within = "scale" if name in ("strength", "weight") else difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        return f"the nearest is {within}"
+    if name in IMAGE_TO_IMAGE[-2:]:
+        return "only of /v1/images/control"
+    if name in STRENGTHS:
+        here = "control_strength" if "control_strength" in known else "control_strength of /v1/images/control"
+        number = _decimal(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else None
+        example = f": {1 - number} in place of {number}" if number is not None and 0 <= number <= 1 else ""
+        return f"the nearest is {here}, which is 1 - strength{example}"
+    if "image" in known and isinstance(value, bytes):
+        return "the nearest is image"
+    meant = ELSEWHERE.get(name)
+    if meant in known:
+        return f"the nearest is {meant}"
+    if meant == "image":
+        return "a picture to begin from is the field image of /v1/images/control"
+    if name == "size" and "width" in known:
+        return "the nearest are width and height"
+    return f"the nearest is {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]}"
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} bytes" if isinstance(value, bytes) else shown(value)
 
 
 def _text(value: Any) -> str:

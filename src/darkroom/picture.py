@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,21 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 MAX_COMMENT = 60_000  # bytes of EXIF's UserComment: all EXIF of a JPEG has 65,533
+# formats that people try, by how their files begin
+FOREIGN = {
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"BM": "BMP",
+    b"%PDF": "PDF",
+    b"8BPS": "PSD",
+    b"\0\0\1\0": "ICO",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+}
+HEIC = re.compile(rb"hei[cmsx]|hev[cx]|mif1|msf1")
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked on the header, before anything is decoded
 
 
@@ -187,7 +203,27 @@ def _kind(content: bytes) -> str:
             return kind
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "WEBP"
-    raise UnsupportedMedia(f"image must be PNG, JPEG or WebP by its content, got {len(content)} bytes that begin with {content[:8].hex() or 'nothing'}")
+    named = foreign(content)
+    got = f"{named} ({len(content)} bytes)" if named else f"{len(content)} bytes that begin with {content[:8].hex() or 'nothing'}"
+    raise UnsupportedMedia(f"image must be PNG, JPEG or WebP by its content, got {got}")
+
+
+def foreign(content: bytes) -> str:
+    """What a file is that is none of ours, by its first bytes; "" where that is not known."""
+    if content[4:8] == b"ftyp":
+        brands = content[8:64]
+        if b"avif" in brands or b"avis" in brands:
+            return "AVIF"
+        return "HEIC" if HEIC.search(brands) else "a video, or another file of the MP4 family"
+    named = next((name for start, name in FOREIGN.items() if content.startswith(start)), "")
+    if named:
+        return named
+    head = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in head:
+        return "SVG"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "a page in HTML"
+    return "text in base64, which must be decoded first" if head.startswith((b"data:image/", b"ivborw0kggo", b"/9j/", b"uklgr")) else ""
 
 
 def _check_header(image: Image.Image, kind: str, max_input: int) -> None:

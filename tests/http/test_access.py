@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -22,6 +23,95 @@ def test_no_key_or_an_unknown_one_is_a_401_before_all_else(server: Server) -> No
         reply = server.generate(headers={"Authorization": value}, base=f"{server.host}/svc-unknown1", steps=1)
         assert reply.headers["WWW-Authenticate"] == "Bearer"
         assert errors(reply, 401)["name"] == "unauthorized"
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        (None, "the header Authorization is missing"),
+        ("", "must have the scheme Bearer"),
+        ("Basic abc", "must have the scheme Bearer, got Basic"),
+        ("WHOLE", "without the word Bearer"),
+        ("Bearer", "no key after Bearer"),
+        ("Bearer $API_KEY", "the text $API_KEY itself"),
+        ("Bearer ${API_KEY}", "the text ${API_KEY} itself"),
+        ("Bearer <YOUR_API_KEY>", "the text <YOUR_API_KEY> itself"),
+        ("Bearer Bearer WHOLE", "stands there twice"),
+        ("Bearer sk-abc", "no key of Darkroom, which begins with dk_"),
+        ("Bearer cut", "is cut off: a key has 68 characters, got 67"),
+        ("Bearer WHOLE.", "something after its end"),
+        ("Bearer altered", "checksum does not fit"),
+        ("Bearer unknown", "not known here"),
+    ],
+)
+def test_a_401_says_what_is_wrong_with_the_key(server: Server, header: str | None, line: str) -> None:
+    middle = "z" if server.key[30] != "z" else "y"
+    unknown = "dk_" + "a" * 12 + "_" + "b" * 43
+    texts = {
+        "cut": server.key[:-1],
+        "altered": server.key[:30] + middle + server.key[31:],
+        "unknown": f"{unknown}_{zlib.crc32(unknown.encode()):08x}",
+        "WHOLE": server.key,
+    }
+    for name, text in texts.items():
+        header = header and header.replace(name, text)
+    reply = requests.get(f"{server.service_id}/v1/models", headers={} if header is None else {"Authorization": header}, timeout=30)
+    answer = errors(reply, 401)
+    assert line in answer["errors"][0]
+    assert server.key[16:40] not in reply.text, "an error repeats no key"
+
+
+def test_a_key_in_another_header_is_told(server: Server) -> None:
+    reply = requests.get(f"{server.host}/v1/models", headers={"X-API-Key": server.key}, timeout=30)
+    assert "came as X-API-Key" in errors(reply, 401)["errors"][0]
+
+
+@pytest.mark.parametrize(
+    ("path", "nearest"),
+    [
+        ("/v1/image/generate", "POST {}/v1/images/generate;"),
+        ("/v1/images/generations", "POST {}/v1/images/generate;"),
+        ("/v1/images/generate/", "POST {}/v1/images/generate;"),
+        ("/v1/images/edits", "POST {}/v1/images/control;"),
+        ("/sdapi/v1/img2img", "POST {}/v1/images/control;"),
+        ("/v1/model", "GET {}/v1/models;"),
+    ],
+)
+def test_a_404_names_the_nearest_address(server: Server, path: str, nearest: str) -> None:
+    for base in (server.host, server.service_id):
+        line = errors(requests.post(f"{base}{path}", json=SMALL, headers=server.headers(), timeout=30), 404)["errors"][0]
+        assert nearest.format(base.removeprefix(server.host)) in line
+        assert "/docs" in line
+    assert "nearest" not in errors(requests.get(f"{server.host}/qqqq", timeout=30), 404)["errors"][0]
+
+
+def test_a_get_of_a_route_that_takes_posts_says_so(server: Server) -> None:
+    for path, hint in (("generate", "JSON body"), ("control", "a form")):
+        reply = requests.get(f"{server.service_id}/v1/images/{path}", headers=server.headers(), timeout=30)
+        assert reply.headers["Allow"] == "POST"
+        line = errors(reply, 405)["errors"][0]
+        assert "send a POST" in line
+        assert hint in line
+    assert requests.put(f"{server.host}/v1/jobs/job-1", timeout=30).headers["Allow"] == "GET, DELETE"
+
+
+def test_a_services_own_address_names_its_routes(server: Server) -> None:
+    for end in ("", "/", "/v1"):
+        answer = requests.get(f"{server.service_id}{end}", timeout=30).json()
+        assert answer["routes"]["Text to image"] == f"POST {server.service_id}/v1/images/generate"
+        assert answer["documentation"] == f"{server.host}/docs"
+    assert errors(requests.get(f"{server.host}/svc-unknown1", headers=server.headers(), timeout=30), 404)
+    assert errors(requests.get(server.service_id, headers=server.headers("dk_x"), timeout=30), 401)
+
+
+def test_a_body_that_python_printed_is_told_to_be_none(server: Server) -> None:
+    def said(body: str) -> str:
+        headers = server.headers() | {"Content-Type": "application/json"}
+        return errors(requests.post(f"{server.service_id}/v1/images/generate", data=body, headers=headers, timeout=30), 400)["errors"][0]
+
+    assert "JSON wants double quotes" in said(str({"prompt": "a cat", "store": True}))
+    assert "true, false and null" in said('{"prompt": "a cat", "store": True}')
+    assert "it is empty" in said("")
 
 
 def test_an_unknown_service_is_a_404_and_anothers_a_403(server: Server) -> None:

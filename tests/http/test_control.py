@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from typing import Any
@@ -112,6 +113,32 @@ def test_the_image_must_be_there_and_a_file(server: Server) -> None:
     as_text = requests.post(url, files={"image": (None, "hello"), "prompt": (None, "a cat")}, headers=server.headers(), timeout=30)
     assert "as a file" in errors(as_text, 422)["errors"][0]
     assert len(errors(server.control(None, steps="5"), 422)["errors"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0miafavif", "AVIF"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0mp41", "video"),
+        (b"GIF89a\1\0\1\0", "GIF"),
+        (b"II*\0\x08\0\0\0", "TIFF"),
+        (b"BM\x46\0\0\0", "BMP"),
+        (b"%PDF-1.7", "PDF"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        (b"iVBORw0KGgoAAAANSUhEUgAA", "base64"),
+        (b"<!DOCTYPE html><title>Not found</title>", "HTML"),
+    ],
+)
+def test_a_415_names_the_format_that_came(server: Server, content: bytes, name: str) -> None:
+    line = errors(server.control(content), 415)["errors"][0]
+    assert re.search(rf"image must be PNG, JPEG or WebP by its content, got .*{name}", line)
+
+
+def test_a_picture_under_another_name_is_told_to_be_the_image(server: Server) -> None:
+    url = f"{server.service_id}/v1/images/control"
+    reply = requests.post(url, files={"file": ("a.png", picture(), "image/png")}, data={"prompt": "a"}, headers=server.headers(), timeout=60)
+    assert any('"file" is not a field' in line and "the nearest is image;" in line for line in errors(reply, 422)["errors"])
 
 
 def test_what_is_no_picture_is_a_415(server: Server) -> None:

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from darkroom import __version__
 from darkroom.errors import DarkroomError, TooMany
-from darkroom.http import console, given, jobs, metrics, models, pages
+from darkroom.http import console, given, jobs, metrics, models, pages, routes
 from darkroom.http.desk import SAFE, Desk
 from darkroom.http.replies import RATE_HEADERS, quota_headers
 from darkroom.http.wishes import EVENTS, media_of
@@ -68,6 +68,7 @@ def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
     app.include_router(console.router)
     _schema(app)
     pages.mount(app)
+    routes.mount(app)
     app.add_exception_handler(DarkroomError, _darkroom_error)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
     app.add_exception_handler(given.ClientLeft, _client_left)
@@ -249,9 +250,15 @@ async def _fault(request: Request, error: Exception) -> JSONResponse:
 async def _http_error(request: Request, error: HTTPException) -> Response:
     if error.status_code == 404 and pages.is_person(request):
         return pages.page(404)
-    name = NAMES.get(error.status_code, "http_error")
-    line = f"{request.method} {request.url.path[:100]}: {error.detail}"
-    return _shape(request.state.request_id, error.status_code, name, [line], dict(error.headers or {}))
+    name, headers = NAMES.get(error.status_code, "http_error"), dict(error.headers or {})
+    method, path = request.method, request.url.path
+    line = f"{method} {path[:100]}: {error.detail}"
+    if error.status_code == 404:
+        line = routes.missing(request.app, method, path)
+    elif error.status_code == 405:
+        line, allowed = routes.refused(request.app, method, path)
+        headers |= {"Allow": allowed} if allowed else {}
+    return _shape(request.state.request_id, error.status_code, name, [line], headers)
 
 
 async def _client_left(request: Request, error: Exception) -> JSONResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,9 @@ from darkroom.http.desk import desk_of
 MAX_JSON = 2**20  # bytes: a prompt of 10,000 characters with every one escaped fits well
 MAX_PARTS = 1000  # text fields, and files, of a form
 MAX_DIGITS = 100  # of a whole number in JSON; one with more is as far beyond every rule as infinity
+PYTHON = re.compile(rb"\s*\{\s*'")
+PYTHON_WORD = re.compile(rb"[:\[,]\s*(?:True|False|None)\b")
+MAX_SEARCHED = 10_000  # bytes of a wrong body that are looked through for what is wrong
 END = 1024  # bytes at the end of a form in which its closing boundary must stand
 
 
@@ -52,8 +56,17 @@ async def read_json(request: Request) -> Body:
             if _repeats(value):
                 body.faults[name] = f"{checks.shown(name)} must give each name of an object once, got one twice"
     except (ValueError, RecursionError) as error:  # nested deeper than Python goes, which differs from version to version
-        raise BadRequest(f"the body must be JSON ({error})"[:200]) from error
+        raise BadRequest(f"the body must be JSON ({error})"[:200] + _json_hint(content)) from error
     return body
+
+
+def _json_hint(content: bytes) -> str:
+    """What is probably wrong with a body that is no JSON."""
+    if not content.strip():
+        return "; it is empty"
+    if PYTHON.match(content):
+        return "; it looks like a dict that Python printed: JSON wants double quotes (in Python send json=payload, or json.dumps(payload))"
+    return "; JSON writes true, false and null" if PYTHON_WORD.search(content[:MAX_SEARCHED]) else ""
 
 
 class _Pairs(list):
@@ -140,7 +153,8 @@ async def _fields(form: FormData) -> Body:
             body.put(name, content.decode())
         except UnicodeDecodeError:
             body.faults[name] = f"{checks.shown(name)} must be text in UTF-8, got other bytes"
-            body.fields.setdefault(name, "")
+            # an unknown field with a file in it is probably meant to be the image, and the checks say so
+            body.fields.setdefault(name, "" if name in checks.IMAGE_TO_IMAGE else content)
     return body
 
 

@@ -62,8 +62,9 @@ class Desk:
             self._check_csrf(request, session)
             key, service = await self.access.console_key(service_id), await self.access.service(service_id)
         else:
-            scheme, _, token = request.headers.get("authorization", "").partition(" ")
-            key, service = await self.access.enter(token.strip() if scheme.lower() == "bearer" else None, service_id)
+            if "x-api-key" in request.headers and "authorization" not in request.headers:
+                raise Unauthorized("the key came as X-API-Key; send it as the header `Authorization: Bearer API_KEY`")
+            key, service = await self.access.enter(request.headers.get("authorization"), service_id)
         request.state.key_id = key.public_id
         if session is None or request.method not in SAFE:  # what the dashboard reads for its pages is nobody's call
             request.state.service_id = service.id

@@ -30,15 +30,16 @@ export function quoted(text: string): string {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
+/** Without `--fail-with-body` curl would write an error into the picture's file and call it a success. */
 function curl(shape: Shape): string {
   const { service, key, image } = shape;
   const bearer = key ? `-H ${quoted(`Authorization: Bearer ${key}`)}` : `-H "Authorization: Bearer $API_KEY"`;
   if (image) {
     const parts = fieldsOf(shape).map(([name, value]) => `  --form-string ${quoted(`${name}=${value}`)}`);
-    return [`curl ${quoted(`${service}/v1/images/control`)}`, `  ${bearer}`, `  -F ${quoted(`image=@${image}`)}`, ...parts, "  -o picture.png"].join(" \\\n");
+    return [`curl --fail-with-body ${quoted(`${service}/v1/images/control`)}`, `  ${bearer}`, `  -F ${quoted(`image=@${image}`)}`, ...parts, "  -o picture.png"].join(" \\\n");
   }
   const body = JSON.stringify(Object.fromEntries(fieldsOf(shape)));
-  return [`curl ${quoted(`${service}/v1/images/generate`)}`, `  ${bearer}`, `  -H 'Content-Type: application/json'`, `  -d ${quoted(body)}`, "  -o picture.png"].join(" \\\n");
+  return [`curl --fail-with-body ${quoted(`${service}/v1/images/generate`)}`, `  ${bearer}`, `  -H 'Content-Type: application/json'`, `  -d ${quoted(body)}`, "  -o picture.png"].join(" \\\n");
 }
 
 /** JSON strings are Python's and JavaScript's too. */
