@@ -83,6 +83,7 @@ class Server:
 def pytest_configure(config: pytest.Config) -> None:
     """Graphs of the models are made once a run of the tests and kept for the next one, whatever data folder a server has."""
     os.environ.setdefault("DARKROOM_GRAPHS_DIR", str(config.cache.mkdir("graphs")))  # type: ignore[union-attr]
+    os.environ["XDG_STATE_HOME"] = str(config.cache.mkdir("state"))  # type: ignore[union-attr] - not what the tester's own server left
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

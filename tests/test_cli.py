@@ -131,7 +131,7 @@ def test_what_the_operator_gets_wrong_is_one_line_and_no_trace(tmp_path: Path) -
         "cannot be read": cli("doctor", DARKROOM_CORS_ORIGINS="https://a"),
         "nearest is DARKROOM_MAX_QUEUE": cli("doctor", DARKROOM_MAX_QUEU="1"),
         "is not a folder": cli("generate", "a cat", "-o", str(tmp_path / "missing" / "out.png"), *here),
-        "cannot be used": cli("key", "list", "--data-dir", str(tmp_path / "file" / "data")),
+        "cannot be used": cli("key", "create", "--data-dir", str(tmp_path / "file" / "data")),
         "darkroom.toml cannot be read": subprocess.run(
             [sys.executable, "-m", "darkroom.cli", "doctor"], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
         ),

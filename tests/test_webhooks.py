@@ -333,7 +333,9 @@ def test_the_commands_on_the_rows(tmp_path: Path) -> None:
 
 
 def test_a_running_server_delivers_and_sends_again_when_told(serve: Callable[..., Server], tmp_path: Path, receiver: Receiver) -> None:
-    (service,) = json.loads(cli("service", "list", "--json", "--data-dir", str(tmp_path / "data")).stdout)
+    data = ("--data-dir", str(tmp_path / "data"))
+    assert cli("service", "create", "second", *data).returncode == 0  # beside the one that every folder has
+    service = json.loads(cli("service", "list", "--json", *data).stdout)[0]
     (name,) = asyncio.run(_fill(tmp_path / "data", {"url": receiver.url, "service_id": service["id"]}))
     receiver.answers = [(410, {}, b"")]
     server = serve("--no-preload", DARKROOM_WEBHOOK_ALLOW_PRIVATE="true")

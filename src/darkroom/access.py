@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from darkroom.commands import command
 from darkroom.errors import Forbidden, Invalid, NotFound, Unauthorized
 from darkroom.types import ApiKey, Limits, Service
 
@@ -86,7 +87,7 @@ class Access:
             return await self.service(service_id)
         services = await self.services()
         if not services:
-            raise NotFound("there is no service yet; make one with: darkroom service create NAME")
+            raise NotFound(f"there is no service yet; make one with: {command('service create NAME', public=True)}")
         return services[0]
 
     async def set_models(self, service_id: str, models: tuple[str, ...]) -> Service:

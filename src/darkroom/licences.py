@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+from darkroom.commands import command
 from darkroom.errors import LicenceNotAccepted
 from darkroom.types import Acceptance, ModelCard
 
@@ -44,10 +45,11 @@ class Licences:
         """Raises LicenceNotAccepted."""
         if not await self.is_accepted(card):
             raise LicenceNotAccepted(
-                f"the operator of this server has not accepted the licence of {card.name} ({card.licence.name}) yet; to do so: {accept_command(card)}"
+                f"the operator of this server has not accepted the licence of {card.name} ({card.licence.name}) yet; to do so: "
+                f"{accept_command(card, public=True)}"
             )
 
 
-def accept_command(card: ModelCard) -> str:
-    """The line that shows what a licence asks, and accepts it."""
-    return f"darkroom models accept {card.name}"
+def accept_command(card: ModelCard, public: bool = False) -> str:
+    """The line that shows what a licence asks, and accepts it; see `commands.command`."""
+    return command(f"models accept {card.name}", public)

@@ -17,6 +17,7 @@ from typing import Protocol
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
+from darkroom.commands import command
 from darkroom.errors import Invalid, NotFound, TooMany, Unauthorized
 from darkroom.types import Session
 
@@ -67,7 +68,8 @@ class Sessions:
         """A session and the value of its cookie. Raises TooMany, or Unauthorized for a link that is void or a wrong password."""
         self._note_attempt(address)
         if link and not await self._take_link(link):
-            raise Unauthorized("this link was used, is a day old, or was replaced by a newer one or a password; make another with: darkroom link")
+            line = "this link was used, is a day old, or was replaced by a newer one or a password; make another with"
+            raise Unauthorized(f"{line}: {command('link', public=True)}")
         if not link and not await self._is_password(password):
             raise Unauthorized("the password is wrong")
         self._failed.pop(address, None)
@@ -99,8 +101,8 @@ class Sessions:
         Unauthorized, TooMany."""
         if self._given:
             raise Invalid("the password stands in the server's settings, and is changed there", name="invalid_password")
-        if not SHORTEST <= len(new) <= LONGEST:
-            raise Invalid(f"password must have {SHORTEST} to {LONGEST} characters, got {len(new)}", name="invalid_password")
+        if fault := password_fault(new):
+            raise Invalid(f"password {fault}", name="invalid_password")
         if session is not None and await self.has_password():
             self._note_attempt(address)
             if not await self._is_password(old):
@@ -144,6 +146,11 @@ class Sessions:
         if len(failed) >= ATTEMPTS:
             raise TooMany("too many failed attempts to sign in", retry_after=failed[0] + WINDOW - time.monotonic())
         failed.append(time.monotonic())
+
+
+def password_fault(password: str) -> str:
+    """How a password breaks the rule of length, which holds wherever it comes from; "" where it does not."""
+    return "" if SHORTEST <= len(password) <= LONGEST else f"must have {SHORTEST} to {LONGEST} characters, got {len(password)}"
 
 
 def _hashed(token: str) -> bytes:

@@ -38,6 +38,12 @@ describe("snippets", () => {
     expect(wordsOf(snippet("CLI", { service, ask: { prompt: "-x", seed: 1 }, image: "in.png" }))).toEqual(["edit", "--seed", "1", "-o", "picture.png", "--", "in.png", "-x"]);
   });
 
+  it("in the CLI begin with where the command lies on the server", () => {
+    const commands = { generate: "'/srv/my room/.venv/bin/darkroom' generate --data-dir /srv/data", edit: "x edit" };
+    const text = snippet("CLI", { service, commands, ask: { prompt: "a dog", seed: 1 } });
+    expect(text).toBe(["'/srv/my room/.venv/bin/darkroom' generate --data-dir /srv/data 'a dog'", "  --seed 1", "  -o picture.png"].join(" \\\n"));
+  });
+
   it("are valid Python and JavaScript", () => {
     for (const image of [undefined, "in.png"]) {
       const python = snippet("Python", { service, key: "k", ask, image });

@@ -32,7 +32,7 @@ def show(answer: Any, as_json: bool, columns: tuple[str, ...]) -> None:
 @service_app.command("create")
 def service_create(name: str, models: Models = None, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Make a service."""
-    show(call(data_dir, "service create", name=name, models=_names(models)), as_json, ("id", "name", "models"))
+    show(call(data_dir, "service create", creates=True, name=name, models=_names(models)), as_json, ("id", "name", "models"))
 
 
 @service_app.command("models")
@@ -51,11 +51,16 @@ def service_list(data_dir: DataDir = None, as_json: Json = False) -> None:
 def key_create(
     service: Annotated[str | None, typer.Option(help="id of the service; the oldest where not given")] = None,
     name: Annotated[str, typer.Option(help="what the key is for")] = "default",
+    plain: Annotated[bool, typer.Option("--plain", help="print the key alone, as a script takes it")] = False,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
     """Make a key. Its text is shown this once."""
-    show(call(data_dir, "key create", service_id=service, name=name), as_json, ("key", "public_id", "service_id", "name"))
+    made = call(data_dir, "key create", creates=True, service_id=service, name=name)
+    if plain:
+        typer.echo(made["key"])
+        return
+    show(made, as_json, ("key", "public_id", "service_id", "name"))
 
 
 @key_app.command("list")

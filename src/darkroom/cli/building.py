@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from darkroom import __version__
-from darkroom.cli.flags import settings_of
+from darkroom.cli.folders import found
 from darkroom.engine.weights import stamps
 from darkroom.errors import DarkroomError, Invalid
 from darkroom.imports import uncollected
@@ -143,12 +143,19 @@ async def _joined(settings: Settings, cards: Sequence[ModelCard], worker: Any) -
 
 def given_password(settings: Settings) -> str:
     """The password that stands in the settings or in their file; empty where none does. Raises DarkroomError."""
-    if settings.password_file is None:
-        return settings.password
-    try:
-        return settings.password_file.read_text().strip()
-    except OSError as error:
-        raise DarkroomError(f"password_file {settings.password_file} cannot be read: {error.strerror}") from error
+    from darkroom.sessions import password_fault
+
+    password, field = settings.password, "password"
+    if settings.password_file is not None:
+        field = "password_file"
+        try:
+            password = settings.password_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+            raise DarkroomError(f"password_file {settings.password_file} cannot be read: {reason}") from error
+    if fault := password_fault(password) if password or settings.password_file else "":
+        raise DarkroomError(f"{field} {fault}")
+    return password
 
 
 def shared_dir(settings: Settings) -> Path:
@@ -233,11 +240,16 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
         await database.close()
 
 
-def call(data_dir: Path | None, name: str, /, **arguments: Any) -> Any:
-    """An operator's call by its name: to the running server, else on the rows themselves."""
+def call(data_dir: Path | None, name: str, /, *, creates: bool = False, **arguments: Any) -> Any:
+    """An operator's call by its name: to the running server, else on the rows of a folder that one has used. `creates`: a folder
+    that was named may be new. Raises DarkroomError."""
+    return call_on(found(data_dir, creates), name, arguments)
+
+
+def call_on(settings: Settings, name: str, arguments: dict[str, Any]) -> Any:
+    """An operator's call on the data folder of these settings, which is made where there is none."""
     from darkroom.admin import Busy, ask, owning
 
-    settings = settings_of(data_dir=data_dir)
     try:
         with owning(settings.data_dir):
             return asyncio.run(_call_rows(settings, name, arguments))

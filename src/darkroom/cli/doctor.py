@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from darkroom.cli.building import call, cards_of
+from darkroom.cli.building import call_on, cards_of
 from darkroom.cli.flags import DataDir, Model, settings_of
 from darkroom.errors import DarkroomError
 from darkroom.settings import Settings
@@ -97,6 +97,6 @@ def _licence_fault(card: ModelCard, settings: Settings) -> str:
     if not card.licence.asks:
         return ""
     known = (settings.data_dir / "darkroom.sqlite").exists()
-    if known and call(settings.data_dir, "licence show", model=card.name)["accepted"]:
+    if known and call_on(settings, "licence show", {"model": card.name})["accepted"]:
         return ""
     return f"the licence of {card.name} is not accepted; mend: {accept_command(card)}"

@@ -12,6 +12,7 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from darkroom import commands
 from darkroom.settings import Settings
 
 OTHER_VARIABLES = {"DARKROOM_DEMO_ICONS"}  # that are read elsewhere
@@ -31,7 +32,11 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 def settings_of(**flags: Any) -> Settings:
     _refuse_unknown_variables()
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        given = {name: value for name, value in flags.items() if value is not None}
+        settings = Settings(**given)
+        found_without = Settings(**{name: value for name, value in given.items() if name != "data_dir"})
+        commands.works_on(settings.data_dir, found_without.data_dir)
+        return settings
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}, got {fault.get('input')!r}" for fault in error.errors()]
         raise failure("; ".join(lines)) from error

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from darkroom.cli.building import call, card_of
+from darkroom.cli.building import call_on, card_of
 from darkroom.cli.flags import DataDir, Json, failure, settings_of
+from darkroom.commands import command
 from darkroom.types import LoraCard, ModelCard
 
 models_app = typer.Typer(no_args_is_help=True, help="Models on this machine and known by name.")
@@ -109,7 +110,7 @@ def models_remove(name: str, data_dir: DataDir = None, yes: Yes = False) -> None
 @models_app.command("verify")
 def models_verify(name: str, data_dir: DataDir = None) -> None:
     """Hold the files of a pulled model against the hashes that the hub stated."""
-    from darkroom.models.catalogue import asked_by
+    from darkroom.models.catalogue import asked_by, pull_command
     from darkroom.models.pull import verify
 
     settings = settings_of(data_dir=data_dir)
@@ -118,14 +119,16 @@ def models_verify(name: str, data_dir: DataDir = None) -> None:
     for fault in faults:
         typer.echo(f"✗ {fault}")
     if faults:
-        raise failure(f"{name} is damaged; to mend it: darkroom models remove {asked_by(card)} && darkroom models pull {asked_by(card)}")
+        remove = command(f"models remove --yes {asked_by(card)}")
+        raise failure(f"{name} is damaged; to mend it: {remove} && {pull_command(card)}")
     typer.echo(f"✓ {name} is what the hub stated")
 
 
 @models_app.command("accept")
 def models_accept(name: str, data_dir: DataDir = None, yes: Yes = False, as_json: Json = False) -> None:
     """Show what a model's licence asks of whoever serves it to others, and accept it."""
-    licence = call(data_dir, "licence show", model=name)
+    settings = settings_of(data_dir=data_dir)  # a folder may be new here: a licence is accepted before the first start
+    licence = call_on(settings, "licence show", {"model": name})
     if not licence["asks"]:
         typer.echo(f"the licence of {licence['model']} ({licence['name']}) asks nothing of a host")
         return
@@ -134,7 +137,7 @@ def models_accept(name: str, data_dir: DataDir = None, yes: Yes = False, as_json
         typer.echo(f"  - {line}", err=True)
     if not yes and not typer.confirm("Have you read the licence, and do you accept it?", err=True):
         raise failure("the licence was not accepted")
-    answer = call(data_dir, "licence accept", model=name)
+    answer = call_on(settings, "licence accept", {"model": name})
     typer.echo(json.dumps(answer, indent=2) if as_json else f"accepted: {answer['licence']} ({answer['version']}) for {answer['model']}")
 
 

@@ -6,13 +6,16 @@ import asyncio
 import json
 import shlex
 import signal
+import socket
 import sys
 from typing import Annotated, Any
 
 import typer
 
-from darkroom.cli.building import ADDRESS, bring, built
+from darkroom.cli.building import ADDRESS, bring, built, cards_of, given_password
 from darkroom.cli.flags import DataDir, Model, help_of, settings_of
+from darkroom.cli.folders import is_served, remember
+from darkroom.commands import command
 from darkroom.errors import DarkroomError
 from darkroom.imports import uncollected
 from darkroom.licences import accept_command
@@ -44,26 +47,40 @@ def serve(
         host=host, port=port, data_dir=data_dir, model=model, public_url=public_url, exact=exact, device=device, dtype=dtype,
         backend=backend, preload=preload, memory_budget=memory_budget, threads=threads, max_queue=max_queue,
     )  # fmt: skip
+    listener = _prepared(settings)
     with owning(settings.data_dir):
         cards = bring(settings)
         log.to_stderr(settings.log_level)
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # until the server has its own: what was built is closed
-        if asyncio.run(_serve(settings, cards)):
+        if asyncio.run(_serve(settings, cards, listener)):
             raise typer.Exit(128 + signal.SIGINT)
 
 
-async def _serve(settings: Settings, cards: list[ModelCard]) -> bool:
+def _prepared(settings: Settings) -> socket.socket:
+    """The listening socket, after all that can be wrong before a data folder is made: what fails leaves none. Raises DarkroomError."""
+    from darkroom.admin import Busy
+
+    if is_served(settings.data_dir):
+        raise Busy(f"another darkroom runs on the data folder {settings.data_dir}")
+    given_password(settings)
+    cards_of(settings)
+    return _listener(settings)
+
+
+async def _serve(settings: Settings, cards: list[ModelCard], listener: socket.socket) -> bool:
     """Serve until a signal; whether it was Ctrl-C."""
     import structlog
 
-    listener = _listener(settings)
     here = _url(settings.host, listener.getsockname()[1])
     base = settings.public_url.rstrip("/") or here
     structlog.get_logger("serve").info("listening", url=here)
     (settings.data_dir / ADDRESS).write_text(base)
+    remember(settings.data_dir)
     async with built(settings, cards) as (desk, starting):
         if not _is_loopback(settings.host) and not await desk.console.sessions.has_password():
-            raise DarkroomError(f"at {settings.host} others can reach the dashboard, so it needs a password first: darkroom password (or DARKROOM_PASSWORD)")
+            raise DarkroomError(
+                f"at {settings.host} others can reach the dashboard, so it needs a password first: {command('password')} (or DARKROOM_PASSWORD)"
+            )
         with uncollected():
             from darkroom.http.app import build
             from darkroom.http.server import Server
@@ -78,10 +95,8 @@ def _give_up(desk: Any) -> None:
     desk.worker.give_up()
 
 
-def _listener(settings: Settings) -> Any:
+def _listener(settings: Settings) -> socket.socket:
     """The listening socket, bound before anything is promised."""
-    import socket
-
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -118,11 +133,17 @@ async def _announce(desk: Any, base: str, cards: list[ModelCard]) -> None:
     card = cards[0]
     prompt = card.examples[0] if card.examples else "a red apple on a blue background"
     body = json.dumps({"model": card.name, "prompt": prompt})
+    curl = (
+        f"curl --fail-with-body {base}/{service.id}/v1/images/generate -H 'Content-Type: application/json' "
+        f'-H "Authorization: Bearer {key}" -d {shlex.quote(body)} -o out.png'
+    )
+    # a later start knows no key, so its line makes one: as pasted it would else be refused
+    again = f"API_KEY=$({command('key create --plain')}) && {curl}"
     lines = [
         f"SERVICE_ID={base}/{service.id}", f"API_KEY={key}", f"MODEL={card.name}", "",
-        f"curl {base}/{service.id}/v1/images/generate -H 'Content-Type: application/json' "
-        f'-H "Authorization: Bearer {key}" -d {shlex.quote(body)} -o out.png', "",
-        "The key is shown this once; keep it." if first else "The key was shown at the first start. Make another with: darkroom key create",
+        *([curl, "", "The key is shown this once; keep it."] if first else [
+            "Keys that were made before go on working, and none is shown twice. This line makes another, and a picture with it:", again, "",
+        ]),
         *[
             f"Before its first picture accept the licence of {one.name}: {accept_command(one)}"
             for one in cards if not await desk.licences.is_accepted(one)

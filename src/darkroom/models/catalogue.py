@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from darkroom.commands import command
 from darkroom.errors import Invalid, NotFound, Unsupported
 from darkroom.models.cards import card_at, read_card
 from darkroom.models.licences import OPEN_RAIL, STABILITY, TURBO, stated
@@ -151,13 +152,13 @@ def _pulled_at(path: Path, data_dir: Path) -> ModelCard | None:
     if path.parent != (data_dir / "models").resolve() or "--" not in path.name or not path.is_dir():
         return None
     if not (path / COMPLETE).exists():
-        raise Unsupported(f"{path.name} was not pulled whole; go on with: darkroom models pull {path.name.replace('--', '/', 1)}")
+        raise Unsupported(f"{path.name} was not pulled whole; go on with: {command('models pull ' + path.name.replace('--', '/', 1))}")
     return _meant(json.loads((path / COMPLETE).read_text())["hub_id"], data_dir)
 
 
-def pull_command(card: ModelCard) -> str:
-    """The line that brings the weights of a card."""
-    return f"darkroom models pull {asked_by(card)}"
+def pull_command(card: ModelCard, public: bool = False) -> str:
+    """The line that brings the weights of a card; see `commands.command`."""
+    return command(f"models pull {asked_by(card)}", public)
 
 
 def asked_by(card: ModelCard) -> str:

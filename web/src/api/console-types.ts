@@ -18,6 +18,8 @@ export interface State {
   base: string;
   services?: Service[];
   notices: string[];
+  /** command lines of the server's shell, by their words: they begin with where its `darkroom` lies */
+  commands: Record<"link" | "password" | "generate" | "edit", string>;
 }
 
 export interface Session {
@@ -144,6 +146,8 @@ export interface ModelState {
   hub_id: string | null;
   installed: boolean;
   served: boolean;
+  /** what starts the server with this model too; empty where it is served */
+  serve_command: string;
   loaded: boolean;
   loading: boolean;
   memory_bytes: number | null;

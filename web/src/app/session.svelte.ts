@@ -19,6 +19,11 @@ class SessionState {
     return this.state?.services ?? [];
   }
 
+  /** A command line as it can be pasted into the shell of the server. */
+  command(words: keyof State["commands"]): string {
+    return this.state?.commands[words] ?? `darkroom ${words}`;
+  }
+
   /** The service chosen, or the first; undefined before sign-in only. */
   get service(): Service | undefined {
     return this.services.find((one) => one.id === this.chosen) ?? this.services[0];

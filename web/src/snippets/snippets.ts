@@ -10,6 +10,8 @@ export interface Shape {
   /** the key itself; without it the snippet reads the environment's API_KEY */
   key?: string;
   ask: Partial<Ask> & { prompt: string };
+  /** how the command line is called on the server */
+  commands?: { generate: string; edit: string };
   /** file name of the picture to begin from: image to image */
   image?: string;
 }
@@ -91,7 +93,7 @@ function javascript(shape: Shape): string {
 function cli(shape: Shape): string {
   const { ask, image } = shape;
   const options = [...fieldsOf(shape).filter(([name]) => name !== "prompt").map(([name, value]) => `  --${name.replaceAll("_", "-")} ${quoted(String(value))}`), "  -o picture.png"];
-  const verb = `darkroom ${image ? "edit" : "generate"}`;
+  const verb = (image ? shape.commands?.edit : shape.commands?.generate) ?? `darkroom ${image ? "edit" : "generate"}`;
   const words = [...(image ? [quoted(image)] : []), quoted(ask.prompt)].join(" ");
   // a prompt that begins with a dash would be taken for an option, unless it comes after `--`
   const lines = ask.prompt.startsWith("-") ? [verb, ...options, `  -- ${words}`] : [`${verb} ${words}`, ...options];

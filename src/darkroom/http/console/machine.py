@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from darkroom import __version__
+from darkroom.commands import same_again
 from darkroom.errors import Invalid, ModelUnavailable, NotFound
 from darkroom.http.desk import Desk, desk_of
 from darkroom.models.catalogue import known, memory_bytes, pull_command
@@ -38,7 +39,7 @@ async def act(request: Request) -> dict[str, Any]:
     if card is None or action not in ("accept", "load", "unload", "pull", "cancel-pull"):
         raise NotFound("there is no such model, or nothing such to do with it")
     if action in ("load", "unload") and name not in desk.cards:
-        raise Invalid(f"{name} is not served; serve it with: darkroom serve --model {name}", name="invalid_model")
+        raise Invalid(f"{name} is not served; serve it with: {_serve_command(desk, name)}", name="invalid_model")
     match action:
         case "accept":
             await desk.licences.accept(card)
@@ -77,12 +78,19 @@ async def _cards(desk: Desk) -> dict[str, ModelCard]:
     return dict(desk.cards) | {card.name: card for card in found if card.name not in desk.cards}
 
 
+def _serve_command(desk: Desk, name: str) -> str:
+    """What starts this server again with one more model."""
+    now = ",".join(desk.cards) if desk.settings.model == "auto" else desk.settings.model
+    return same_again("--model", f"{now},{name}")
+
+
 async def _shown(desk: Desk, card: ModelCard) -> dict[str, Any]:
     state, licence, pull = desk.worker.state(), card.licence, desk.console.pulls.of(card.name)
     memory = dict(zip(state.loaded, state.memory, strict=True)).get(card.name, 0)
     return {
         "name": card.name, "family": card.family, "hub_id": card.hub_id, "installed": card.path is not None or bool(pull and pull.done and pull.error is None),
-        "served": card.name in desk.cards, "loaded": card.name in state.loaded, "loading": card.name == state.loading,
+        "served": card.name in desk.cards, "serve_command": "" if card.name in desk.cards else _serve_command(desk, card.name),
+        "loaded": card.name in state.loaded, "loading": card.name == state.loading,
         "memory_bytes": memory, "memory_needed_bytes": memory_bytes(card, state.dtype or "float32") if card.parameters else 0, "disk_bytes": card.disk_bytes,
         "default_side": card.default_side, "max_side": card.max_side, "default_steps": card.default_steps, "steps": [card.min_steps, card.max_steps],
         "default_cfg_scale": card.default_cfg, "gated": card.gated, "hint": card.hint, "examples": list(card.examples),

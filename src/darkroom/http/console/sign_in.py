@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from darkroom import __version__
+from darkroom.commands import command
 from darkroom.http.desk import COOKIE, Desk, desk_of
 from darkroom.http.query import fields, text
 from darkroom.http.replies import base_of
@@ -17,6 +18,7 @@ from darkroom.sessions import LASTS
 from darkroom.types import Session
 
 router = APIRouter()
+COMMANDS = ("link", "password", "generate", "edit")  # that pages show, as they can be pasted
 BODY_SECONDS = 10.0  # that a body may take to arrive of a person whom nobody knows yet
 
 
@@ -76,12 +78,25 @@ async def end(request: Request) -> Response:
     return Response(status_code=204)
 
 
+def _is_here(request: Request) -> bool:
+    """Whether the browser runs on this machine, as far as can be told: a person who may know where its files are."""
+    forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for"))
+    return request.client is not None and request.client.host in ("127.0.0.1", "::1") and not forwarded
+
+
 async def _state(desk: Desk, request: Request, session: Session | None) -> dict[str, Any]:
     """What every page needs to know first; of services only to who is signed in."""
     from darkroom.http.console.keys import service_shown
 
     base = base_of(desk, request)
-    known = {"signed_in": session is not None, "password_set": await desk.console.sessions.has_password(), "version": __version__, "base": base}
+    public = session is None and not _is_here(request)
+    known = {
+        "signed_in": session is not None,
+        "password_set": await desk.console.sessions.has_password(),
+        "version": __version__,
+        "base": base,
+        "commands": {words: command(words, public) for words in COMMANDS},
+    }
     if session is None:
         return known | {"csrf": None, "services": [], "notices": []}
     services = [service_shown(service, base) for service in await desk.access.services()]
