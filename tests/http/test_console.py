@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import os
 import re
+import signal
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -189,6 +192,89 @@ def test_the_log_has_every_call_with_its_body_and_its_error(person: Person) -> N
     assert person.get(f"/console/requests/{hidden.headers['X-Request-Id']}")["body"] is None
     assert calls[refused.headers["X-Request-Id"]]["error"] == errors(refused, 422)["name"]  # its lines quote the prompt
     errors(person.call("GET", "/console/requests?status=9xx"), 422)
+
+
+def listed(person: Person, request_id: str) -> dict:
+    """A request in the log, once it is written down."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        calls = person.get(f"/console/requests?service_id={person.service}&limit=200")["data"]
+        found = [one for one in calls if one["id"] == request_id]
+        if found:
+            return found[0]
+        time.sleep(0.1)
+    raise AssertionError(f"{request_id} is not in the log")
+
+
+def until(server: Server, job_id: str, *statuses: str) -> dict:
+    """The job, once it stands there."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        job = requests.get(f"{server.host}/v1/jobs/{job_id}", headers=server.headers(), timeout=30).json()
+        if job["status"] in statuses:
+            return job
+        time.sleep(0.05)
+    raise AssertionError(job)
+
+
+def errors_of(person: Person) -> int:
+    usage = person.get(f"/console/usage?service_id={person.service}&by=key")["data"]
+    return sum(one["errors"] for one in usage)
+
+
+def test_the_log_and_usage_tell_what_became_of_the_job(serve: Callable[..., Server]) -> None:
+    server = serve("--model", "demo-xl", DARKROOM_MAX_ATTEMPTS="1")
+    person = Person(server)
+    person.sign_in(link=link_of(server))
+    later, long = {"Prefer": "respond-async"}, {"steps": 50, "width": 512, "height": 512}
+    done, again = (server.generate(seed=97, headers={"Cache-Control": "max-age=60"}) for _ in range(2))
+    assert again.headers["X-Cache"] == "hit"
+    cancelled = server.generate(headers=later, **long)
+    url = f"{server.host}/v1/jobs/{cancelled.json()['id']}/cancel"
+    requests.post(url, headers=server.headers(), timeout=30)
+    until(server, cancelled.json()["id"], "cancelled")
+    before = errors_of(person)
+    failed = server.generate(headers=later, **long)
+    until(server, failed.json()["id"], "running")
+    found = subprocess.run(["pgrep", "-P", str(server.process.pid), "-f", "worker.child"], capture_output=True, text=True, check=True)
+    os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+    fault = until(server, failed.json()["id"], "failed")["error"]["errors"][0]
+    replies = {"done": done, "again": again, "cancelled": cancelled, "failed": failed}
+    outcomes = {name: listed(person, reply.headers["X-Request-Id"]) for name, reply in replies.items()}
+    told = {name: (call["status"], call["outcome"], call["job_error"]) for name, call in outcomes.items()}
+    assert told == {
+        "done": (200, "finished", None),
+        "again": (200, "cached", None),
+        "cancelled": (202, "cancelled", None),
+        "failed": (202, "failed", fault),
+    }
+    assert outcomes["again"]["run_ms"] is None, "its picture was made by another call"
+    assert errors_of(person) == before + 1
+
+
+def test_calls_without_a_valid_key_are_listed_and_cannot_flood_the_log(person: Person) -> None:
+    server = person.server
+    wrong = server.generate(headers={"Authorization": f"Bearer {server.key[:-1]}"}, prompt="a secret giraffe")
+    call = listed(person, wrong.headers["X-Request-Id"])
+    assert (call["status"], call["route"], call["key_id"]) == (401, "/v1/images/generate", "")
+    assert "is cut off" in call["error"]
+    assert person.get(f"/console/requests/{call['id']}")["body"] is None
+    missed = requests.post(f"{server.service_id}/v1/image/generate", headers=server.headers(), timeout=30)
+    assert "the nearest is POST" in listed(person, missed.headers["X-Request-Id"])["error"]
+    usage = person.get(f"/console/usage?service_id={person.service}&by=key")["data"]
+    assert "" not in {one["group"] for one in usage}
+    session = requests.Session()
+    for _ in range(200):
+        session.get(f"{server.service_id}/v1/jobs", timeout=30)
+        session.get(f"{server.host}/svc-unknown1/v1/jobs", timeout=30)
+    over = session.get(f"{server.service_id}/v1/models", cookies={"darkroom_session": "x" * 43}, timeout=30)
+    assert server.generate(seed=98).status_code == 200
+    marker = server.generate(seed=99)
+    listed(person, marker.headers["X-Request-Id"])
+    calls = person.get(f"/console/requests?service_id={person.service}&status=401&limit=200")["data"]
+    assert 50 <= len(calls) <= 130, "a minute may end meanwhile"
+    assert over.headers["X-Request-Id"] not in {one["id"] for one in calls}, "a page whose session is over asks every few seconds"
+    assert person.get("/console/requests?service_id=svc-unknown1")["data"] == []
 
 
 def test_usage_adds_up(person: Person) -> None:

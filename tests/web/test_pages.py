@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
+import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +16,7 @@ import requests
 from playwright.sync_api import Browser, Page, expect
 
 from tests.conftest import Server
-from tests.web.conftest import axe, later, watched
+from tests.web.conftest import axe, later, new_link, watched
 
 PAGES = ["", "playground", "gallery", "requests", "usage", "keys", "models", "system"]
 
@@ -58,6 +61,16 @@ def test_a_password_signs_in_where_the_link_is_used_up(browser: Browser, serve: 
     page.get_by_role("button", name=re.compile("Account")).click()
     page.get_by_role("menuitem", name="Sign out").or_(page.get_by_role("button", name="Sign out")).first.click()
     expect(page.get_by_label("Password", exact=True)).to_be_visible()
+
+
+def test_a_link_works_in_the_tab_that_asks_for_it(browser: Browser, server: Server) -> None:
+    page = watched(browser.new_page())
+    page.goto(f"{server.log_address()}/sign-in")
+    page.get_by_text(re.compile("Open the one-time link")).wait_for()
+    page.goto(new_link(server))  # the address differs by what stands after the # alone, so the browser loads nothing
+    later(page)
+    assert page.complaints == []  # type: ignore[attr-defined]
+    page.close()
 
 
 def test_pictures_are_searched_starred_and_deleted_together(page: Page, server: Server) -> None:
@@ -176,3 +189,40 @@ def test_the_system_says_how_it_is(page: Page, server: Server) -> None:
     expect(page.get_by_text("The worker is ready")).to_be_visible()
     expect(page.get_by_role("link", name="Metrics")).to_have_attribute("href", "/metrics")
     expect(page.get_by_text(re.compile("128 × 128")).first).to_be_visible()
+
+
+def test_requests_tell_failed_and_cancelled_jobs_from_finished_ones(browser: Browser, serve: Callable[..., Server]) -> None:
+    server = serve("--model", "demo-xl", DARKROOM_MAX_ATTEMPTS="1")
+    later_headers, long = {"Prefer": "respond-async"}, {"steps": 50, "width": 512, "height": 512}
+    assert server.generate(prompt="a lonely cat").status_code == 200
+    job = server.generate(headers=later_headers, **long).json()
+    url = f"{server.host}/v1/jobs/{job['id']}"
+    while requests.get(url, headers=server.headers(), timeout=30).json()["status"] != "running":
+        time.sleep(0.05)
+    found = subprocess.run(["pgrep", "-P", str(server.process.pid), "-f", "worker.child"], capture_output=True, text=True, check=True)
+    os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+    while requests.get(url, headers=server.headers(), timeout=30).json()["status"] != "failed":
+        time.sleep(0.05)
+    assert server.generate(headers={"Authorization": "Bearer dk_wrong"}).status_code == 401
+    page = watched(browser.new_page())
+    page.goto(next(line for line in server.block if line.startswith("Dashboard")).split(": ", 1)[1])
+    later(page)
+    page.goto(f"{server.log_address()}/requests")
+    page.get_by_role("row", name=re.compile("200 done")).wait_for()
+    refused = page.get_by_role("row", name=re.compile("401"))
+    for _ in range(20):  # it is written down a moment after its reply
+        if refused.count():
+            break
+        page.get_by_role("button", name="Refresh").click()
+        page.wait_for_load_state("networkidle")
+    expect(refused).to_contain_text("is cut off")
+    page.get_by_role("row", name=re.compile("202 failed")).get_by_role("button").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_text(re.compile("the worker died")).first).to_be_visible()
+    expect(dialog.get_by_role("link", name="its picture")).to_have_count(0)
+    page.keyboard.press("Escape")
+    for code in ("400", "405", "413", "415"):
+        assert page.get_by_label("Status").locator(f"option[value='{code}']").count() == 1
+    page.goto(f"{server.log_address()}/usage")
+    expect(page.get_by_role("row", name=re.compile(r"^default .*\b1\b")).first).to_be_visible()
+    assert page.complaints == []  # type: ignore[attr-defined]

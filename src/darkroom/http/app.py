@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from darkroom import __version__
 from darkroom.errors import DarkroomError, TooMany
 from darkroom.http import console, given, jobs, metrics, models, pages, routes
-from darkroom.http.desk import SAFE, Desk
+from darkroom.http.desk import COOKIE, SAFE, Desk
 from darkroom.http.replies import RATE_HEADERS, quota_headers
 from darkroom.http.wishes import EVENTS, media_of
 from darkroom.types import Call
@@ -43,6 +43,8 @@ ABOUT = (
 SIGN_INS, SIGN_INS_OF_ONE = 64, 8  # open at once, of all addresses and of one
 WITH_KEY = re.compile(r"/(v1|svc-[^/]+/v1|console)/")  # addresses that ask who calls before they wait for anything
 IMAGES = ("/v1/images/generate", "/v1/images/control")
+SERVICE_API = re.compile(r"/svc-[^/]+/v1/")
+MAX_NAME = 50  # characters of what may be a service's id
 PROBES = ("/healthz", "/readyz", "/metrics")
 NAMES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
 
@@ -175,7 +177,7 @@ class _Requests:
             tell_of = log.info if _is_news(scope, shown) else log.debug
             tell_of("request", id=request_id, method=scope["method"], path=quote(scope["path"]), status=shown, key=key, ms=ms)
             self._counted.note(scope["method"], _route(scope), shown, ms / 1000)
-            if scope["state"].get("service_id"):
+            if scope["state"].get("service_id") or _is_refused(scope, shown):
                 self._note(_call(scope, shown, ms))
 
 
@@ -191,6 +193,15 @@ def _is_news(scope: Scope, status: int) -> bool:
     return (not reads or status >= 400) if is_api else (not reads and status >= 400)
 
 
+def _is_refused(scope: Scope, status: int) -> bool:
+    """Whether the log of requests lists a call that did not come in: one to a service's address, but none of a page whose session
+    is over, which asks again every few seconds."""
+    if not SERVICE_API.match(scope["path"]) or status not in (401, 403, 404, 405):
+        return False
+    headers = Headers(scope=scope)
+    return "authorization" in headers or COOKIE not in headers.get("cookie", "")
+
+
 def _route(scope: Scope) -> str:
     """The template of the address that was asked for, with or without the service the same."""
     return scope["route"].path.removeprefix("/{service_id}") if "route" in scope else "none"
@@ -199,8 +210,9 @@ def _route(scope: Scope) -> str:
 def _call(scope: Scope, status: int, ms: float) -> Call:
     """A request as the log keeps it; what the routes know of it stands in its state."""
     state = scope["state"]
+    service_id = state.get("service_id") or scope["path"].split("/")[1][:MAX_NAME]
     return Call(
-        state["request_id"], time.time() - ms / 1000, state["service_id"], state.get("key_id", ""), scope["method"], _route(scope), status, ms,
+        state["request_id"], time.time() - ms / 1000, service_id, state.get("key_id", ""), scope["method"], _route(scope), status, ms,
         state.get("model", ""), state.get("job_id"), state.get("error"), state.get("body"),
     )  # fmt: skip
 
@@ -258,6 +270,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     elif error.status_code == 405:
         line, allowed = routes.refused(request.app, method, path)
         headers |= {"Allow": allowed} if allowed else {}
+    request.state.error = f"{name}: {line}"
     return _shape(request.state.request_id, error.status_code, name, [line], headers)
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from darkroom.store.database import Database
-from darkroom.store.schema import jobs, requests, usage
-from darkroom.types import Call
+from darkroom.store.schema import jobs, requests, services, usage
+from darkroom.types import Call, Status
 
+CACHED = "cached"  # outcome of a call whose picture was here already
 NEWEST = 200_000  # calls that percentiles are taken over
 PICTURES = ("/v1/images/generate", "/v1/images/control")  # routes whose calls count as requests for a picture
 
@@ -47,6 +48,10 @@ class CallStore:
         rows = await self._database.rows(_with_jobs().add_columns(requests.c.body, requests.c.service_id).where(requests.c.id == call_id))
         return dict(rows[0]) if rows else None
 
+    async def services(self) -> set[str]:
+        """The ids of all services."""
+        return {row["id"] for row in await self._database.rows(sa.select(services.c.id))}
+
     async def remove(self, before: float) -> None:
         async with self._database.write() as connection:
             await connection.execute(requests.delete().where(requests.c.at < before))
@@ -59,12 +64,14 @@ class CallStore:
             group = groups[_group(row, by)]
             group["pictures"] += row["pictures"]
             group["pixel_steps"] += row["pixel_steps"]
-        calls = sa.select(requests.c.at, requests.c.key_id, requests.c.model, requests.c.status, requests.c.ms)
-        calls = calls.where(requests.c.service_id == service_id, requests.c.at >= since, requests.c.at < until, requests.c.route.in_(PICTURES))
+        columns = (requests.c.at, requests.c.key_id, requests.c.model, requests.c.status, requests.c.ms)
+        calls = sa.select(*columns, jobs.c.status.label("job")).outerjoin(jobs, jobs.c.id == requests.c.job_id)
+        calls = calls.where(requests.c.service_id == service_id, requests.c.at >= since, requests.c.at < until)
+        calls = calls.where(requests.c.route.in_(PICTURES), requests.c.key_id != "")  # who has no key uses nothing
         for row in await self._database.rows(calls.order_by(requests.c.at.desc()).limit(NEWEST)):
             group = groups[_group(row, by)]
             group["requests"] += 1
-            group["errors"] += row["status"] >= 400
+            group["errors"] += row["status"] >= 400 or row["job"] == Status.FAILED
             group["times"] += [row["ms"]] if row["status"] == 200 else []
         return [_line(name, group) for name, group in sorted(groups.items())]
 
@@ -72,8 +79,13 @@ class CallStore:
 def _with_jobs() -> sa.Select[Any]:
     columns = (requests.c.id, requests.c.at, requests.c.key_id, requests.c.method, requests.c.route, requests.c.status, requests.c.ms,
                requests.c.model, requests.c.job_id, requests.c.error)  # fmt: skip
-    run = (jobs.c.steps_run.label("steps"), jobs.c.queue_seconds, jobs.c.inference_seconds)
-    return sa.select(*columns, *run).outerjoin(jobs, jobs.c.id == requests.c.job_id)
+    # a job that had ended before the call came is one whose picture was here already
+    cached = sa.and_(jobs.c.status == Status.FINISHED, jobs.c.ended_at <= requests.c.at)
+    outcome = sa.case((cached, CACHED), else_=jobs.c.status).label("outcome")
+    ran = {"steps": jobs.c.steps_run, "queue_seconds": jobs.c.queue_seconds, "inference_seconds": jobs.c.inference_seconds}
+    run = [sa.case((cached, sa.null()), else_=column).label(name) for name, column in ran.items()]
+    told = (outcome, sa.case((jobs.c.status == Status.FAILED, jobs.c.error), else_=sa.null()).label("job_error"), *run)
+    return sa.select(*columns, *told).outerjoin(jobs, jobs.c.id == requests.c.job_id)
 
 
 def _group(row: Any, by: str) -> str:

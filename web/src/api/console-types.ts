@@ -86,6 +86,8 @@ export interface PictureQuery {
   starred?: boolean;
 }
 
+export type Outcome = "queued" | "running" | "finished" | "failed" | "cancelled" | "cached";
+
 export interface Call {
   id: string;
   at: string;
@@ -99,6 +101,9 @@ export interface Call {
   queue_ms: number | null;
   run_ms: number | null;
   error: string | null;
+  /** of its job; null where it has none, or it was deleted */
+  outcome: Outcome | null;
+  job_error: string | null;
 }
 
 export interface CallInFull extends Call {

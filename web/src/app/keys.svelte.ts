@@ -16,7 +16,7 @@ class Keys {
 
   /** The dashboard works by keys of its own, which are in no list. */
   name(id: string | null): string {
-    if (!id) return "no key";
+    if (!id) return "–";
     const known = this.all.find((one) => one.public_id === id);
     return known?.name || (this.ready ? "dashboard" : id);
   }
