@@ -75,6 +75,12 @@ class Server:
             time.sleep(0.05)
         return text in self.log.read_text()
 
+    def kill_worker(self) -> None:
+        """End the process that has the nets, as a fault of a driver would."""
+        words = ["pgrep", "-P", str(self.process.pid), "-f", "worker.child"]
+        found = subprocess.run(words, capture_output=True, text=True, check=True)
+        os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(sign)
         return self.process.wait(30)
@@ -83,7 +89,8 @@ class Server:
 def pytest_configure(config: pytest.Config) -> None:
     """Graphs of the models are made once a run of the tests and kept for the next one, whatever data folder a server has."""
     os.environ.setdefault("DARKROOM_GRAPHS_DIR", str(config.cache.mkdir("graphs")))  # type: ignore[union-attr]
-    os.environ["XDG_STATE_HOME"] = str(config.cache.mkdir("state"))  # type: ignore[union-attr] - not what the tester's own server left
+    # where servers note that they run: what the tester's own server noted stays out of it
+    os.environ["XDG_STATE_HOME"] = str(config.cache.mkdir("state"))  # type: ignore[union-attr]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

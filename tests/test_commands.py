@@ -1,4 +1,5 @@
-"""Commands that we print and show, pasted into the shell that started the server; and which data folder a command finds."""
+"""Commands that we print and show, pasted into the shell that started the server; and which data folder a
+command finds."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def run(room: Path) -> Iterator[Callable[..., Server]]:
         def by_script(words: list[str]) -> list[str]:
             return ["my env/bin/darkroom", *words[3:]]
 
-        running.append(start(Path("the data"), "--model", "demo-xl", folder=room, wrap=by_script, **environment))
+        running.append(
+            start(Path("the data"), "--model", "demo-xl", folder=room, wrap=by_script, **environment)
+        )
         return running[-1]
 
     yield begin
@@ -52,9 +55,13 @@ def run(room: Path) -> Iterator[Callable[..., Server]]:
 def paste(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
     """The line in a fresh shell, which has neither our script on its PATH nor a variable of ours."""
     clean = {name: value for name, value in os.environ.items() if name != "API_KEY"}
-    found = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / "darkroom").exists())
+    found = os.pathsep.join(
+        part for part in os.environ["PATH"].split(os.pathsep) if not (Path(part) / "darkroom").exists()
+    )
     clean |= {"PATH": found, **environment}
-    return subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=200, check=False, env=clean)
+    return subprocess.run(
+        ["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=200, check=False, env=clean
+    )
 
 
 def test_what_is_printed_after_a_restart_works_as_pasted(run: Callable[..., Server], room: Path) -> None:
@@ -62,7 +69,9 @@ def test_what_is_printed_after_a_restart_works_as_pasted(run: Callable[..., Serv
     server = run()
     assert not [line for line in server.block if line.startswith("curl")], "without a key it would be refused"
     line = next(line for line in server.block if "curl" in line)
-    assert line.startswith(f"API_KEY=$({PROGRAM} key create --plain --data-dir 'the data') && curl --fail-with-body ")
+    assert line.startswith(
+        f"API_KEY=$({PROGRAM} key create --plain --data-dir 'the data') && curl --fail-with-body "
+    )
     done = paste(line, room)
     assert done.returncode == 0, done.stderr
     assert Image.open(room / "out.png").size == (512, 512)
@@ -81,29 +90,46 @@ def test_the_pages_show_commands_that_work_as_pasted(run: Callable[..., Server],
 def test_a_stranger_learns_no_path_of_this_machine(serve: Callable[..., Server]) -> None:
     server = serve("--model", "demo-xl", DARKROOM_PRELOAD="false")
     here = requests.get(f"{server.host}/console/state", timeout=30).json()["commands"]
-    there = requests.get(f"{server.host}/console/state", headers={"X-Forwarded-For": "192.0.2.1"}, timeout=30).json()["commands"]
+    there = requests.get(
+        f"{server.host}/console/state", headers={"X-Forwarded-For": "192.0.2.1"}, timeout=30
+    ).json()["commands"]
     assert str(server.data_dir) in here["link"]
     assert there["link"] == "darkroom link"
 
 
-def test_link_and_password_find_the_running_server_and_make_nothing(run: Callable[..., Server], tmp_path: Path) -> None:
+def test_link_and_password_find_the_running_server_and_make_nothing(
+    run: Callable[..., Server], tmp_path: Path
+) -> None:
     state = {"XDG_STATE_HOME": str(tmp_path / "state")}
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     program = f"'{tmp_path}/room/my env/bin/darkroom'"
-    for words in ("link", "password --stdin <<< 'long enough'", "key list", "webhook list", "service list", "key create"):
+    for words in (
+        "link",
+        "password --stdin <<< 'long enough'",
+        "key list",
+        "webhook list",
+        "service list",
+        "key create",
+    ):
         refused = paste(f"{program} {words}", elsewhere, **state)
         assert refused.returncode == 1, words
-        assert "no server has used the data folder data; name that of a server with --data-dir" in refused.stderr
+        assert (
+            "no server has used the data folder data; name that of a server with --data-dir" in refused.stderr
+        )
         assert len(refused.stderr.splitlines()) == 1
     server = run(**state)
     found = paste(f"{program} link", elsewhere, **state)
     assert found.stdout.startswith(f"{server.host}/sign-in#link="), found.stderr
     assert str(tmp_path / "room" / "the data") in found.stderr
     key = paste(f"{program} key create --plain", elsewhere, **state).stdout.strip()
-    assert requests.get(f"{server.host}/v1/models", headers=server.headers(key), timeout=30).status_code == 200
+    assert (
+        requests.get(f"{server.host}/v1/models", headers=server.headers(key), timeout=30).status_code == 200
+    )
     assert paste(f"{program} password --stdin <<< 'long enough'", elsewhere, **state).returncode == 0
-    assert paste(f"{program} link --data-dir nowhere", elsewhere, **state).returncode == 1, "a folder that was named is meant"
+    assert paste(f"{program} link --data-dir nowhere", elsewhere, **state).returncode == 1, (
+        "a folder that was named is meant"
+    )
     server.stop()
     late = paste(f"{program} link", elsewhere, **state)
     assert late.returncode == 1
@@ -126,7 +152,13 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path: Path, server: Server) -> 
 
 def test_a_folder_that_was_named_may_be_new_where_something_is_made(tmp_path: Path) -> None:
     named = ("--data-dir", str(tmp_path / "data"))
-    for words in (("key", "list"), ("key", "revoke", "x"), ("service", "list"), ("webhook", "rotate"), ("link",)):
+    for words in (
+        ("key", "list"),
+        ("key", "revoke", "x"),
+        ("service", "list"),
+        ("webhook", "rotate"),
+        ("link",),
+    ):
         refused = cli(*words, *named)
         assert (refused.returncode, (tmp_path / "data").exists()) == (1, False), words
         assert "no server has used the data folder" in refused.stderr
@@ -147,12 +179,22 @@ def test_a_password_keeps_the_rule_of_length_wherever_it_comes_from(tmp_path: Pa
         by_variable = cli(*start, *data, DARKROOM_PASSWORD=words)
         assert by_variable.stderr == f"darkroom: password {rule}"
     by_hand = subprocess.run(
-        [sys.executable, "-m", "darkroom.cli", "password", "--stdin", *data], input=f"{words}\n", capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "darkroom.cli", "password", "--stdin", *data],
+        input=f"{words}\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert by_hand.stderr == f"darkroom: password {rule}"
     (tmp_path / "darkroom.toml").write_text(f'password = "{words or "short"}"\n')
     by_toml = subprocess.run(
-        [sys.executable, "-m", "darkroom.cli", *start, *data], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "darkroom.cli", *start, *data],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert by_toml.returncode == 1
     assert "password must have 10 to 1000 characters" in by_toml.stderr

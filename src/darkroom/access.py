@@ -24,7 +24,8 @@ from darkroom.types import ApiKey, Limits, Service
 ALPHABET = "23456789abcdefghijkmnpqrstuvwxyz"  # without 0, 1, l and o, which people misread
 KEY = re.compile(r"dk_([a-z0-9]{12})_([A-Za-z0-9_-]{43})_([0-9a-f]{8})")
 KEY_LENGTH = 68
-VARIABLE = re.compile(r"[$<{%]{0,2}[A-Z_]{3,30}[>}%]{0,2}")  # $API_KEY, ${API_KEY}, <API_KEY>: what an example says in a key's place
+# $API_KEY, ${API_KEY}, <API_KEY>: what an example says in a key's place
+VARIABLE = re.compile(r"[$<{%]{0,2}[A-Z_]{3,30}[>}%]{0,2}")
 LONGEST_SCHEME = 20  # characters of a scheme that an error repeats
 CONSOLE = "console"  # role of the keys that the dashboard uses itself
 MOST = 10**15  # that a limit may be; more is as good as none, and no longer exact where JSON is read
@@ -87,7 +88,8 @@ class Access:
             return await self.service(service_id)
         services = await self.services()
         if not services:
-            raise NotFound(f"there is no service yet; make one with: {command('service create NAME', public=True)}")
+            create = command("service create NAME", public=True)
+            raise NotFound(f"there is no service yet; make one with: {create}")
         return services[0]
 
     async def set_models(self, service_id: str, models: tuple[str, ...]) -> Service:
@@ -155,14 +157,15 @@ class Access:
             raise NotFound(f"there is no key {public_id}")
 
     async def verify(self, header: str | None) -> ApiKey:
-        """The key of an Authorization header. Raises Unauthorized, which says what is wrong with it, for a missing, malformed,
-        unknown, expired or revoked one."""
+        """The key of an Authorization header. Raises Unauthorized, which says what is wrong with it, for a
+        missing, malformed, unknown, expired or revoked one."""
         match = KEY.fullmatch(_token(header))
         if match is None or _checksum(match[0].rpartition("_")[0]) != match[3]:
             raise Unauthorized(_fault_of(_token(header)))
         found = await self._rows.find_key(match[1])
         if found is None or not hmac.compare_digest(found[1], self._hash(match[0])):
-            raise Unauthorized("the key is whole, but it is not known here: it was made by another server, or for another data folder")
+            elsewhere = "it was made by another server, or for another data folder"
+            raise Unauthorized(f"the key is whole, but it is not known here: {elsewhere}")
         key = found[0]
         if key.revoked_at is not None:
             raise Unauthorized("this key was revoked")
@@ -172,7 +175,8 @@ class Access:
         return key
 
     async def enter(self, header: str | None, service_id: str | None) -> tuple[ApiKey, Service]:
-        """The key of an Authorization header and the service it may use; service_id is the one in the address, if any.
+        """The key of an Authorization header and the service it may use; service_id is that of the address,
+        if any.
 
         Raises Unauthorized, then NotFound, then Forbidden, in this order.
         """
@@ -233,7 +237,8 @@ def _token(header: str | None) -> str:
     if scheme.startswith("dk_"):
         raise Unauthorized(f"the header Authorization holds a key without the word Bearer before it; {send}")
     if scheme.lower() != "bearer":
-        named = f", got {scheme}" if scheme.isascii() and scheme.isalpha() and len(scheme) <= LONGEST_SCHEME else ""
+        can_be_shown = scheme.isascii() and scheme.isalpha() and len(scheme) <= LONGEST_SCHEME
+        named = f", got {scheme}" if can_be_shown else ""
         raise Unauthorized(f"the header Authorization must have the scheme Bearer{named}; {send}")
     return token.strip()
 
@@ -241,13 +246,15 @@ def _token(header: str | None) -> str:
 def _fault_of(token: str) -> str:
     """Why a text is no key; the text itself is not repeated, for it may be most of one."""
     if not token:
-        return "there is no key after Bearer: the variable that should hold it is probably not set in the shell that sent this"
+        return "there is no key after Bearer: is the variable set that should hold it?"
     if VARIABLE.fullmatch(token):
-        return f"the key is the text {token} itself: a shell fills in a variable within double quotes, not within single ones"
+        quotes = "a shell fills in a variable within double quotes, not within single ones"
+        return f"the key is the text {token} itself: {quotes}"
     if token.lower().startswith("bearer "):
         return "the word Bearer stands there twice; send it once"
     if not token.startswith("dk_"):
-        return f"this is no key of Darkroom, which begins with dk_ and has {KEY_LENGTH} characters, got {len(token)}"
+        rule = f"begins with dk_ and has {KEY_LENGTH} characters"
+        return f"this is no key of Darkroom, which {rule}, got {len(token)}"
     if len(token) < KEY_LENGTH:
         return f"the key is cut off: a key has {KEY_LENGTH} characters, got {len(token)}"
     if len(token) > KEY_LENGTH:

@@ -26,7 +26,8 @@ MAX_PICTURES = 8  # of one request
 DELIVERY = ("n", "store", "response_format", "preview_every", "webhook_url")  # how many, and how they come back
 TEXT_TO_IMAGE = ("model", "prompt", "negative_prompt", "steps", "height", "width", "cfg_scale", "seed", "loras", *DELIVERY)
 IMAGE_TO_IMAGE = (*TEXT_TO_IMAGE, "image", "control_strength")
-STRENGTHS = ("strength", "denoising_strength", "image_strength", "prompt_strength")  # elsewhere: how much of the image is lost
+# elsewhere: how much of the image is lost
+STRENGTHS = ("strength", "denoising_strength", "image_strength", "prompt_strength")
 # what fields are called elsewhere, where the letters alone would lead astray
 ELSEWHERE = {
     "num_inference_steps": "steps",
@@ -203,7 +204,8 @@ def _usable(name: Any, card: ModelCard, here: Mapping[str, LoraCard]) -> None:
 def _unknown(raw: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict[str, str]:
     faults = {}
     for field in [f for f in raw if f not in known][:20]:
-        faults[field] = f"{shown(field)} is not a field of {where}, {_nearest(field, raw[field], known)}; got {_short(raw[field])}"
+        meant = _nearest(field, raw[field], known)
+        faults[field] = f"{shown(field)} is not a field of {where}, {meant}; got {_short(raw[field])}"
     return faults
 
 
@@ -211,13 +213,13 @@ def _nearest(field: str, value: Any, known: tuple[str, ...]) -> str:
     """The field that was meant: by what other services call it, by being a file, else by its letters."""
     name = field[:100].lower()
     if "prompt" not in known:  # what lies within a field
-        within = "scale" if name in ("strength", "weight") else difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        return f"the nearest is {within}"
+        return f"the nearest is {'scale' if name in ('strength', 'weight') else _closest(name, known)}"
     if name in IMAGE_TO_IMAGE[-2:]:
         return "only of /v1/images/control"
     if name in STRENGTHS:
         here = "control_strength" if "control_strength" in known else "control_strength of /v1/images/control"
-        number = _decimal(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else None
+        is_number = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        number = _decimal(value) if is_number else None
         example = f": {1 - number} in place of {number}" if number is not None and 0 <= number <= 1 else ""
         return f"the nearest is {here}, which is 1 - strength{example}"
     if "image" in known and isinstance(value, bytes):
@@ -229,7 +231,11 @@ def _nearest(field: str, value: Any, known: tuple[str, ...]) -> str:
         return "a picture to begin from is the field image of /v1/images/control"
     if name == "size" and "width" in known:
         return "the nearest are width and height"
-    return f"the nearest is {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]}"
+    return f"the nearest is {_closest(name, known)}"
+
+
+def _closest(name: str, known: tuple[str, ...]) -> str:
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
 
 
 def _short(value: Any) -> str:

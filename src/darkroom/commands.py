@@ -1,5 +1,6 @@
-"""Commands of ours as a person can paste them into the shell that started this process. A virtual environment's `darkroom` is
-seldom on the PATH, and a data folder that a flag named is not found without it."""
+"""Commands of ours as a person can paste them into the shell that started this process. A virtual
+environment's `darkroom` is seldom on the PATH, and a data folder that a flag named is not found without
+it."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
-# the data folder that this process works on, where a command without --data-dir would take another; a process has but one
+# the data folder that this process works on, where a command without --data-dir would take another; a process
+# has but one
 _folder: Path | None = None
 
 
@@ -20,15 +22,16 @@ def works_on(data_dir: Path, found_without: Path) -> None:
 
 
 def command(words: str, public: bool = False) -> str:
-    """A command line, like `.venv/bin/darkroom link --data-dir /srv/pictures`. What is `public` may be read by somebody who must
-    not learn where files of this machine are: absolute paths are left out of it."""
+    """A command line, like `.venv/bin/darkroom link --data-dir /srv/pictures`. What is `public` may be read
+    by somebody who must not learn where files of this machine are: absolute paths are left out of it."""
     folder = None if public and _folder is not None and _folder.is_absolute() else _folder
     data_dir = "" if folder is None else f" --data-dir {shlex.quote(str(folder))}"
     return f"{program(public)} {words}{data_dir}"
 
 
 def program(public: bool = False) -> str:
-    """What stands before the words of a command: `darkroom` where the PATH finds this one, else where it lies."""
+    """What stands before the words of a command: `darkroom` where the PATH finds this one, else where it
+    lies."""
     script = Path(sys.argv[0])
     if script.stem != "darkroom":  # python -m darkroom.cli, or another program that imports us
         script = Path(sys.executable).with_name("darkroom")
@@ -37,11 +40,16 @@ def program(public: bool = False) -> str:
     if _is_on_path(script):
         return script.name
     here = _from_here(script)
-    return script.name if public and here.is_absolute() else shlex.quote(str(here) if len(here.parts) > 1 else f"./{here}")
+    return (
+        script.name
+        if public and here.is_absolute()
+        else shlex.quote(str(here) if len(here.parts) > 1 else f"./{here}")
+    )
 
 
 def same_again(*words: str) -> str:
-    """The command line of this process with further words, of which a flag that is given twice means the later."""
+    """The command line of this process with further words, of which a flag that is given twice means the
+    later."""
     return " ".join([program(), *map(shlex.quote, [*sys.argv[1:], *words])])
 
 
@@ -51,7 +59,8 @@ def _is_on_path(script: Path) -> bool:
 
 
 def _from_here(script: Path) -> Path:
-    """Relative to the folder that the process was started in, where it lies below it: shorter, and as good in that shell."""
+    """Relative to the folder that the process was started in, where it lies below it: shorter, and as good in
+    that shell."""
     try:
         return script.absolute().relative_to(Path.cwd())
     except (ValueError, OSError):

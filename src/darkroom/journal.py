@@ -21,7 +21,7 @@ PAUSE = 1.0  # seconds between two writes: one for each request would be the dea
 MOST = 5_000  # calls that wait to be written; what comes beyond that is not in the log
 KEEP = 30 * 86_400.0
 SWEEP = 3_600.0
-REFUSED_A_MINUTE = 60  # calls without a valid key that are listed of a service each minute; the rest are one line
+REFUSED_A_MINUTE = 60  # calls without a valid key that are listed of a service; the rest are one line
 MOST_REFUSED = 1_000  # of these between two writes, of all services
 MINUTE = 60.0
 
@@ -35,8 +35,8 @@ class Rows(Protocol):
 
 
 class Refused:
-    """Calls to a service's address that did not come in: whoever sends them has no key, so they must neither fill the log nor cost a
-    look into the rows each."""
+    """Calls to a service's address that did not come in: whoever sends them has no key, so they must neither
+    fill the log nor cost a look into the rows each."""
 
     def __init__(self) -> None:
         self._waiting: list[Call] = []
@@ -53,8 +53,8 @@ class Refused:
         return not self._waiting and not self._beyond
 
     def take(self, services: set[str], now: float) -> list[Call]:
-        """What is to be written of those that wait: calls to services that there are, as many of each as a minute may list, and
-        a minute later one line for the others."""
+        """What is to be written of those that wait: calls to services that there are, as many of each as a
+        minute may list, and a minute later one line for the others."""
         listed = self._rest() if now >= self._until else []
         if now >= self._until:
             self._listed.clear()
@@ -93,7 +93,8 @@ class Journal:
         self._swept_at = 0.0
 
     def note(self, call: Call) -> None:
-        """A call of somebody who came in by a key, or else one to the address of a service that may be none."""
+        """A call of somebody who came in by a key, or else one to the address of a service that may be
+        none."""
         if not call.key_id:
             self._refused.note(call)
         elif len(self._waiting) < MOST:

@@ -44,10 +44,10 @@ class Licences:
     async def check(self, card: ModelCard) -> None:
         """Raises LicenceNotAccepted."""
         if not await self.is_accepted(card):
-            raise LicenceNotAccepted(
-                f"the operator of this server has not accepted the licence of {card.name} ({card.licence.name}) yet; to do so: "
-                f"{accept_command(card, public=True)}"
-            )
+            licence = f"the licence of {card.name} ({card.licence.name})"
+            accept = accept_command(card, public=True)
+            line = f"the operator of this server has not accepted {licence} yet"
+            raise LicenceNotAccepted(f"{line}; to do so: {accept}")
 
 
 def accept_command(card: ModelCard, public: bool = False) -> str:

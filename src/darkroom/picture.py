@@ -204,7 +204,9 @@ def _kind(content: bytes) -> str:
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "WEBP"
     named = foreign(content)
-    got = f"{named} ({len(content)} bytes)" if named else f"{len(content)} bytes that begin with {content[:8].hex() or 'nothing'}"
+    got = f"{named} ({len(content)} bytes)"
+    if not named:
+        got = f"{len(content)} bytes that begin with {content[:8].hex() or 'nothing'}"
     raise UnsupportedMedia(f"image must be PNG, JPEG or WebP by its content, got {got}")
 
 
@@ -223,7 +225,8 @@ def foreign(content: bytes) -> str:
         return "SVG"
     if head.startswith((b"<!doctype html", b"<html")):
         return "a page in HTML"
-    return "text in base64, which must be decoded first" if head.startswith((b"data:image/", b"ivborw0kggo", b"/9j/", b"uklgr")) else ""
+    is_base64 = head.startswith((b"data:image/", b"ivborw0kggo", b"/9j/", b"uklgr"))
+    return "text in base64, which must be decoded first" if is_base64 else ""
 
 
 def _check_header(image: Image.Image, kind: str, max_input: int) -> None:

@@ -68,8 +68,8 @@ class Sessions:
         """A session and the value of its cookie. Raises TooMany, or Unauthorized for a link that is void or a wrong password."""
         self._note_attempt(address)
         if link and not await self._take_link(link):
-            line = "this link was used, is a day old, or was replaced by a newer one or a password; make another with"
-            raise Unauthorized(f"{line}: {command('link', public=True)}")
+            line = "this link was used, is a day old, or was replaced by a newer one or a password"
+            raise Unauthorized(f"{line}; make another with: {command('link', public=True)}")
         if not link and not await self._is_password(password):
             raise Unauthorized("the password is wrong")
         self._failed.pop(address, None)
@@ -150,7 +150,9 @@ class Sessions:
 
 def password_fault(password: str) -> str:
     """How a password breaks the rule of length, which holds wherever it comes from; "" where it does not."""
-    return "" if SHORTEST <= len(password) <= LONGEST else f"must have {SHORTEST} to {LONGEST} characters, got {len(password)}"
+    if SHORTEST <= len(password) <= LONGEST:
+        return ""
+    return f"must have {SHORTEST} to {LONGEST} characters, got {len(password)}"
 
 
 def _hashed(token: str) -> bytes:

@@ -55,7 +55,8 @@ def test_a_401_says_what_is_wrong_with_the_key(server: Server, header: str | Non
     }
     for name, text in texts.items():
         header = header and header.replace(name, text)
-    reply = requests.get(f"{server.service_id}/v1/models", headers={} if header is None else {"Authorization": header}, timeout=30)
+    headers = {} if header is None else {"Authorization": header}
+    reply = requests.get(f"{server.service_id}/v1/models", headers=headers, timeout=30)
     answer = errors(reply, 401)
     assert line in answer["errors"][0]
     assert server.key[16:40] not in reply.text, "an error repeats no key"
@@ -79,7 +80,8 @@ def test_a_key_in_another_header_is_told(server: Server) -> None:
 )
 def test_a_404_names_the_nearest_address(server: Server, path: str, nearest: str) -> None:
     for base in (server.host, server.service_id):
-        line = errors(requests.post(f"{base}{path}", json=SMALL, headers=server.headers(), timeout=30), 404)["errors"][0]
+        reply = requests.post(f"{base}{path}", json=SMALL, headers=server.headers(), timeout=30)
+        line = errors(reply, 404)["errors"][0]
         assert nearest.format(base.removeprefix(server.host)) in line
         assert "/docs" in line
     assert "nearest" not in errors(requests.get(f"{server.host}/qqqq", timeout=30), 404)["errors"][0]
@@ -107,7 +109,8 @@ def test_a_services_own_address_names_its_routes(server: Server) -> None:
 def test_a_body_that_python_printed_is_told_to_be_none(server: Server) -> None:
     def said(body: str) -> str:
         headers = server.headers() | {"Content-Type": "application/json"}
-        return errors(requests.post(f"{server.service_id}/v1/images/generate", data=body, headers=headers, timeout=30), 400)["errors"][0]
+        reply = requests.post(f"{server.service_id}/v1/images/generate", data=body, headers=headers, timeout=30)
+        return errors(reply, 400)["errors"][0]
 
     assert "JSON wants double quotes" in said(str({"prompt": "a cat", "store": True}))
     assert "true, false and null" in said('{"prompt": "a cat", "store": True}')
@@ -161,11 +164,13 @@ def test_every_reply_has_an_id_and_errors_have_one_shape(server: Server) -> None
 
 
 @pytest.mark.parametrize(("level", "told"), [("info", False), ("debug", True)])
-def test_the_log_tells_of_what_changes_something_and_of_what_went_wrong(serve: Callable[..., Server], level: str, told: bool) -> None:
+def test_the_log_tells_of_changes_and_of_what_went_wrong(serve: Callable[..., Server], level: str, told: bool) -> None:
     server = serve("--model", "demo-xl", DARKROOM_LOG_LEVEL=level, DARKROOM_PRELOAD="false")
-    quiet = ["/", "/assets/none.js", "/console/state", "/console/keys", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"]
-    replies = [requests.get(f"{server.host}{path}", timeout=30) for path in quiet]
-    replies += [requests.get(f"{server.service_id}/v1/{path}", headers=server.headers(), timeout=30) for path in ("jobs?limit=1", "models")]
+    probes = ["/healthz", "/readyz", "/metrics"]
+    pages = ["/", "/docs", "/openapi.json", "/assets/none.js", "/console/state", "/console/keys"]
+    replies = [requests.get(f"{server.host}{path}", timeout=30) for path in probes + pages]
+    for path in ("jobs?limit=1", "models"):
+        replies.append(requests.get(f"{server.service_id}/v1/{path}", headers=server.headers(), timeout=30))
     loud = [
         requests.get(f"{server.service_id}/v1/models", timeout=30),
         requests.get(f"{server.host}/v1/nothing", timeout=30),

@@ -164,7 +164,7 @@ def test_half_a_model_is_not_a_model_and_the_next_pull_brings_the_rest(hub: Hub,
     out = tmp_path / "out.png"
     done = run("generate", "a cat", "--model", "maker/painter", "-o", str(out))
     assert done.returncode == 1
-    told = r"the hub could not deliver maker/painter \(RemoteProtocolError\); to go on: .*darkroom models pull maker/painter"
+    told = r"could not deliver maker/painter \(RemoteProtocolError\); to go on: .*darkroom models pull maker/painter"
     assert re.search(told, done.stderr)
     assert not out.exists()
     assert "maker/painter" not in run("models", "list").stdout
@@ -183,7 +183,7 @@ def test_what_lies_there_is_not_taken_for_enough_when_the_hub_fails_in_the_middl
     painter.listings = 1
     done = run("models", "pull", "maker/painter")
     assert done.returncode == 1
-    told = "the hub did not deliver model_index.json of maker/painter; to go on: .*darkroom models pull maker/painter"
+    told = "did not deliver model_index.json of maker/painter; to go on: .*darkroom models pull maker/painter"
     assert re.search(told, done.stderr)
     assert not list(models(tmp_path).glob("*/.complete"))
 
@@ -253,7 +253,8 @@ def test_a_pulled_model_is_shown_verified_and_removed(hub: Hub, painter: Reposit
     assert "maker/painter" not in listed, "twice the same"
     for name in ("maker/painter", "mine"):
         damaged = run("models", "verify", name)
-        assert re.search(r"darkroom models remove --yes maker/painter .*&& .*darkroom models pull maker/painter", damaged.stderr)
+        mend = "darkroom models remove --yes maker/painter .*&& .*darkroom models pull maker/painter"
+        assert re.search(mend, damaged.stderr)
     assert run("models", "remove", "mine", "--yes").returncode == 0
     assert run("models", "remove", "maker/painter").returncode == 1  # not asked, not removed
     assert folder.exists()
@@ -271,7 +272,7 @@ def test_a_named_model_that_is_not_here_says_what_brings_it(run: Run, tiny: Path
     lines = run("models", "list").stdout.splitlines()
     assert "mine  unknown  unknown  no model lies there any more" in lines
     theirs = next(line for line in lines if line.startswith("theirs"))
-    assert re.fullmatch(r"theirs  unknown  unknown  not here; .*darkroom models pull maker/painter .*", theirs)
+    assert re.fullmatch("theirs  unknown  unknown  not here; .*darkroom models pull maker/painter .*", theirs)
 
 
 def test_one_progress_bar_knows_its_total_from_the_start(hub: Hub, tiny: Path, tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def test_every_operation_is_shown_and_one_can_be_tried(docs: Page, server: Serve
     assert docs.complaints == []  # type: ignore[attr-defined]
 
 
-def test_without_the_dashboard_the_page_says_where_the_api_is_described(serve: Callable[..., Server], tmp_path: Path) -> None:
+def test_without_the_dashboard_the_page_says_where_the_api_is_described(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
     package = tmp_path / "darkroom"
     package.mkdir()
     for item in Path(str(darkroom.__file__)).parent.iterdir():

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +64,7 @@ def test_a_link_works_in_the_tab_that_asks_for_it(browser: Browser, server: Serv
     page = watched(browser.new_page())
     page.goto(f"{server.log_address()}/sign-in")
     page.get_by_text(re.compile("Open the one-time link")).wait_for()
-    page.goto(new_link(server))  # the address differs by what stands after the # alone, so the browser loads nothing
+    page.goto(new_link(server))  # another address after the # alone: the browser loads nothing
     later(page)
     assert page.complaints == []  # type: ignore[attr-defined]
     page.close()
@@ -191,7 +188,7 @@ def test_the_system_says_how_it_is(page: Page, server: Server) -> None:
     expect(page.get_by_text(re.compile("128 × 128")).first).to_be_visible()
 
 
-def test_requests_tell_failed_and_cancelled_jobs_from_finished_ones(browser: Browser, serve: Callable[..., Server]) -> None:
+def test_requests_tell_failed_jobs_from_finished_ones(browser: Browser, serve: Callable[..., Server]) -> None:
     server = serve("--model", "demo-xl", DARKROOM_MAX_ATTEMPTS="1")
     later_headers, long = {"Prefer": "respond-async"}, {"steps": 50, "width": 512, "height": 512}
     assert server.generate(prompt="a lonely cat").status_code == 200
@@ -199,8 +196,7 @@ def test_requests_tell_failed_and_cancelled_jobs_from_finished_ones(browser: Bro
     url = f"{server.host}/v1/jobs/{job['id']}"
     while requests.get(url, headers=server.headers(), timeout=30).json()["status"] != "running":
         time.sleep(0.05)
-    found = subprocess.run(["pgrep", "-P", str(server.process.pid), "-f", "worker.child"], capture_output=True, text=True, check=True)
-    os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+    server.kill_worker()
     while requests.get(url, headers=server.headers(), timeout=30).json()["status"] != "failed":
         time.sleep(0.05)
     assert server.generate(headers={"Authorization": "Bearer dk_wrong"}).status_code == 401

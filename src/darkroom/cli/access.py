@@ -32,7 +32,8 @@ def show(answer: Any, as_json: bool, columns: tuple[str, ...]) -> None:
 @service_app.command("create")
 def service_create(name: str, models: Models = None, data_dir: DataDir = None, as_json: Json = False) -> None:
     """Make a service."""
-    show(call(data_dir, "service create", creates=True, name=name, models=_names(models)), as_json, ("id", "name", "models"))
+    made = call(data_dir, "service create", creates=True, name=name, models=_names(models))
+    show(made, as_json, ("id", "name", "models"))
 
 
 @service_app.command("models")

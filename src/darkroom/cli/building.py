@@ -241,8 +241,8 @@ async def opened(settings: Settings) -> AsyncIterator[Opened]:
 
 
 def call(data_dir: Path | None, name: str, /, *, creates: bool = False, **arguments: Any) -> Any:
-    """An operator's call by its name: to the running server, else on the rows of a folder that one has used. `creates`: a folder
-    that was named may be new. Raises DarkroomError."""
+    """An operator's call by its name: to the running server, else on the rows of a folder that one has used.
+    `creates`: a folder that was named may be new. Raises DarkroomError."""
     return call_on(found(data_dir, creates), name, arguments)
 
 

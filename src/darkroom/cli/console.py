@@ -14,7 +14,8 @@ from darkroom.sessions import password_fault
 
 
 def link(data_dir: DataDir = None) -> None:
-    """Print a link that signs in once to the dashboard of the server that runs on the data folder, or was the last to."""
+    """Print a link that signs in once to the dashboard of the server that runs here, or on the folder that is
+    named."""
     settings = found(data_dir)
     address = settings.data_dir / ADDRESS
     base = address.read_text() if address.exists() else f"http://127.0.0.1:{settings.port}"

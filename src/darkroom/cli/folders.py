@@ -1,4 +1,5 @@
-"""Which data folder a command works on. One that a server has used is looked for; none is made where none was named."""
+"""Which data folder a command works on. One that a server has used is looked for; none is made where none was
+named."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from darkroom.settings import Settings
 
 
 def found(data_dir: Path | None, creates: bool = False) -> Settings:
-    """The settings with the folder that is meant: the one that was named (by flag, variable or darkroom.toml), else ./data, else
-    that of the server which runs on this machine. `creates`: a folder that was named may be new.
+    """The settings with the folder that is meant: the one that was named (by flag, variable or
+    darkroom.toml), else ./data, else that of the server which runs on this machine. `creates`: a folder that
+    was named may be new.
 
     Raises DarkroomError where no server has used it.
     """
@@ -62,7 +64,8 @@ def is_served(data_dir: Path) -> bool:
 
 
 def remember(data_dir: Path) -> None:
-    """Note that a server runs on this folder, for commands that are given elsewhere. A person without a place for it does without."""
+    """Note that a server runs on this folder, for commands that are given elsewhere. A person without a place
+    for it does without."""
     with suppress(OSError, RuntimeError):
         path = _state_file()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

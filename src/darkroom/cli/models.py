@@ -127,7 +127,7 @@ def models_verify(name: str, data_dir: DataDir = None) -> None:
 @models_app.command("accept")
 def models_accept(name: str, data_dir: DataDir = None, yes: Yes = False, as_json: Json = False) -> None:
     """Show what a model's licence asks of whoever serves it to others, and accept it."""
-    settings = settings_of(data_dir=data_dir)  # a folder may be new here: a licence is accepted before the first start
+    settings = settings_of(data_dir=data_dir)  # whose folder may be new: licences come before the first start
     licence = call_on(settings, "licence show", {"model": name})
     if not licence["asks"]:
         typer.echo(f"the licence of {licence['model']} ({licence['name']}) asks nothing of a host")

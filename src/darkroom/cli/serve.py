@@ -22,6 +22,9 @@ from darkroom.licences import accept_command
 from darkroom.settings import Settings
 from darkroom.types import ModelCard
 
+# said at a later start
+AGAIN = "Keys made before go on working; none is shown twice. This makes another, and a picture with it:"
+
 
 def serve(
     host: Annotated[str | None, typer.Option(help=help_of("host"), show_default=False)] = None,
@@ -57,7 +60,8 @@ def serve(
 
 
 def _prepared(settings: Settings) -> socket.socket:
-    """The listening socket, after all that can be wrong before a data folder is made: what fails leaves none. Raises DarkroomError."""
+    """The listening socket, after all that can be wrong before a data folder is made: what fails leaves none.
+    Raises DarkroomError."""
     from darkroom.admin import Busy
 
     if is_served(settings.data_dir):
@@ -78,9 +82,8 @@ async def _serve(settings: Settings, cards: list[ModelCard], listener: socket.so
     remember(settings.data_dir)
     async with built(settings, cards) as (desk, starting):
         if not _is_loopback(settings.host) and not await desk.console.sessions.has_password():
-            raise DarkroomError(
-                f"at {settings.host} others can reach the dashboard, so it needs a password first: {command('password')} (or DARKROOM_PASSWORD)"
-            )
+            needs = f"at {settings.host} others can reach the dashboard, so it needs a password first"
+            raise DarkroomError(f"{needs}: {command('password')} (or DARKROOM_PASSWORD)")
         with uncollected():
             from darkroom.http.app import build
             from darkroom.http.server import Server
@@ -141,9 +144,7 @@ async def _announce(desk: Any, base: str, cards: list[ModelCard]) -> None:
     again = f"API_KEY=$({command('key create --plain')}) && {curl}"
     lines = [
         f"SERVICE_ID={base}/{service.id}", f"API_KEY={key}", f"MODEL={card.name}", "",
-        *([curl, "", "The key is shown this once; keep it."] if first else [
-            "Keys that were made before go on working, and none is shown twice. This line makes another, and a picture with it:", again, "",
-        ]),
+        *([curl, "", "The key is shown this once; keep it."] if first else [AGAIN, again, ""]),
         *[
             f"Before its first picture accept the licence of {one.name}: {accept_command(one)}"
             for one in cards if not await desk.licences.is_accepted(one)

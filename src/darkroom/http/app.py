@@ -37,8 +37,8 @@ EXPOSED = [
     "X-Job-Id", "X-Cache", "X-Queue-Position", "Location", "Preference-Applied", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy", *RATE_HEADERS,
 ]  # fmt: skip
 ABOUT = (
-    "Pictures from text, and from pictures and text. To try an operation here, press Authorize and paste an API_KEY; "
-    "the replies are those that a program gets."
+    "Pictures from text, and from pictures and text. To try an operation here, press Authorize and paste an "
+    "API_KEY; the replies are those that a program gets."
 )
 SIGN_INS, SIGN_INS_OF_ONE = 64, 8  # open at once, of all addresses and of one
 WITH_KEY = re.compile(r"/(v1|svc-[^/]+/v1|console)/")  # addresses that ask who calls before they wait for anything
@@ -58,7 +58,12 @@ def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
             yield
 
     app = FastAPI(
-        title="Darkroom", version=__version__, description=ABOUT, lifespan=living, docs_url=None, redoc_url=None,
+        title="Darkroom",
+        version=__version__,
+        description=ABOUT,
+        lifespan=living,
+        docs_url=None,
+        redoc_url=None,
         redirect_slashes=False,
     )
     app.state.desk = desk
@@ -174,16 +179,18 @@ class _Requests:
             shown = 499 if scope["state"].get("left") else status
             key = scope["state"].get("key_id", "")
             ms = round((time.perf_counter() - start) * 1000)
+            method, path = scope["method"], quote(scope["path"])
             tell_of = log.info if _is_news(scope, shown) else log.debug
-            tell_of("request", id=request_id, method=scope["method"], path=quote(scope["path"]), status=shown, key=key, ms=ms)
+            tell_of("request", id=request_id, method=method, path=path, status=shown, key=key, ms=ms)
             self._counted.note(scope["method"], _route(scope), shown, ms / 1000)
             if scope["state"].get("service_id") or _is_refused(scope, shown):
                 self._note(_call(scope, shown, ms))
 
 
 def _is_news(scope: Scope, status: int) -> bool:
-    """Whether the log tells of a request at `info`: of what changes something and of what went wrong. What pages and monitors
-    read every few seconds would carry the key and the link that the server printed out of sight."""
+    """Whether the log tells of a request at `info`: of what changes something and of what went wrong. What
+    pages and monitors read every few seconds would carry the key and the link that the server printed out of
+    sight."""
     path, reads = scope["path"], scope["method"] in SAFE
     if path in PROBES:
         return False
@@ -194,8 +201,8 @@ def _is_news(scope: Scope, status: int) -> bool:
 
 
 def _is_refused(scope: Scope, status: int) -> bool:
-    """Whether the log of requests lists a call that did not come in: one to a service's address, but none of a page whose session
-    is over, which asks again every few seconds."""
+    """Whether the log of requests lists a call that did not come in: one to a service's address, but none of
+    a page whose session is over, which asks again every few seconds."""
     if not SERVICE_API.match(scope["path"]) or status not in (401, 403, 404, 405):
         return False
     headers = Headers(scope=scope)
@@ -212,9 +219,19 @@ def _call(scope: Scope, status: int, ms: float) -> Call:
     state = scope["state"]
     service_id = state.get("service_id") or scope["path"].split("/")[1][:MAX_NAME]
     return Call(
-        state["request_id"], time.time() - ms / 1000, service_id, state.get("key_id", ""), scope["method"], _route(scope), status, ms,
-        state.get("model", ""), state.get("job_id"), state.get("error"), state.get("body"),
-    )  # fmt: skip
+        id=state["request_id"],
+        at=time.time() - ms / 1000,
+        service_id=service_id,
+        key_id=state.get("key_id", ""),
+        method=scope["method"],
+        route=_route(scope),
+        status=status,
+        ms=ms,
+        model=state.get("model", ""),
+        job_id=state.get("job_id"),
+        error=state.get("error"),
+        body=state.get("body"),
+    )
 
 
 class _Faults:
@@ -284,7 +301,9 @@ def _schema(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:
-            schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            schema = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
             schema.setdefault("components", {})["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
             app.openapi_schema = schema
         return app.openapi_schema

@@ -65,7 +65,8 @@ def _json_hint(content: bytes) -> str:
     if not content.strip():
         return "; it is empty"
     if PYTHON.match(content):
-        return "; it looks like a dict that Python printed: JSON wants double quotes (in Python send json=payload, or json.dumps(payload))"
+        send = "in Python send json=payload, or json.dumps(payload)"
+        return f"; it looks like a dict that Python printed: JSON wants double quotes ({send})"
     return "; JSON writes true, false and null" if PYTHON_WORD.search(content[:MAX_SEARCHED]) else ""
 
 

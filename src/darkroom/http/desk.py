@@ -63,7 +63,8 @@ class Desk:
             key, service = await self.access.console_key(service_id), await self.access.service(service_id)
         else:
             if "x-api-key" in request.headers and "authorization" not in request.headers:
-                raise Unauthorized("the key came as X-API-Key; send it as the header `Authorization: Bearer API_KEY`")
+                send = "send it as the header `Authorization: Bearer API_KEY`"
+                raise Unauthorized(f"the key came as X-API-Key; {send}")
             key, service = await self.access.enter(request.headers.get("authorization"), service_id)
         request.state.key_id = key.public_id
         if session is None or request.method not in SAFE:  # what the dashboard reads for its pages is nobody's call

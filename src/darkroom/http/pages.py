@@ -1,4 +1,5 @@
-"""The dashboard's files, as built from `web/`: its one page at every address of its own, and the documentation of the API."""
+"""The dashboard's files, as built from `web/`: its one page at every address of its own, and the API's
+documentation."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ HEADERS = {
 PAGES = ("", "sign-in", "playground", "gallery", "requests", "usage", "keys", "models", "system")
 MISSING = "<!doctype html><title>Darkroom</title><p>The dashboard is not built here. In a checkout, `make run` builds it; the API works without."
 MISSING_DOCS = (
-    '<!doctype html><title>API · Darkroom</title><p>The page that shows the API is not built here. In a checkout, `make run` '
-    'builds it. All that it shows is in <a href="/openapi.json">/openapi.json</a>; where to begin: '
+    "<!doctype html><title>API · Darkroom</title><p>The page that shows the API is not built here. In a "
+    "checkout, `make run` builds it. All that it shows is in "
+    '<a href="/openapi.json">/openapi.json</a>; where to begin: '
     "POST /v1/images/generate with the header Authorization: Bearer API_KEY."
 )
 

@@ -1,4 +1,5 @@
-"""What a caller who missed a route is told: the nearest one, its method, and what a service's own address is for."""
+"""What a caller who missed a route is told: the nearest one, and its method. What a service's own address
+answers."""
 
 from __future__ import annotations
 
@@ -29,6 +30,10 @@ ELSEWHERE = {
     "image-to-image": CONTROL,
     "edit": CONTROL,
 }
+BODIES = {
+    GENERATE: ' with a JSON body like {"prompt": "a cat"}',
+    CONTROL: " with a form that holds image and prompt",
+}
 Paths = Mapping[str, Mapping[str, Any]]
 
 
@@ -53,24 +58,29 @@ def mount(app: FastAPI) -> None:
         if "authorization" in request.headers:
             await desk.enter(request)
         base = base_of(desk, request)
-        return JSONResponse({
-            "service": service_id,
-            "routes": {_summary(what): f"{method.upper()} {base}/{service_id}{path}" for path, method, what in _listed(app)},
-            "authorization": "every call carries the header `Authorization: Bearer API_KEY`",
-            "documentation": f"{base}/docs",
-        })
+        here = f"{base}/{service_id}"
+        return JSONResponse(
+            {
+                "service": service_id,
+                "routes": {summary: f"{method} {here}{path}" for path, method, summary in _listed(app)},
+                "authorization": "every call carries the header `Authorization: Bearer API_KEY`",
+                "documentation": f"{base}/docs",
+            }
+        )
 
     for path in ("/{service_id:service_id}", "/{service_id:service_id}/", "/{service_id:service_id}/v1"):
         app.add_route(path, index, methods=["GET"], include_in_schema=False)
 
 
-def _listed(app: FastAPI) -> list[tuple[str, str, Mapping[str, Any]]]:
+def _listed(app: FastAPI) -> list[tuple[str, str, str]]:
+    """Path, method and summary of each route that a service has."""
     paths: Paths = app.openapi()["paths"]
-    return [(path, method, what) for path, methods in paths.items() for method, what in methods.items() if path.startswith("/v1/")]
-
-
-def _summary(what: Mapping[str, Any]) -> str:
-    return str(what["summary"])
+    own = {path: methods for path, methods in paths.items() if path.startswith("/v1/")}
+    return [
+        (path, name.upper(), what["summary"])
+        for path, methods in own.items()
+        for name, what in methods.items()
+    ]
 
 
 def missing(app: FastAPI, method: str, path: str) -> str:
@@ -81,7 +91,8 @@ def missing(app: FastAPI, method: str, path: str) -> str:
     if not found:
         return f"there is no address {method} {path[:LONGEST]}; /docs lists them all"
     methods = " or ".join(name.upper() for name in app.openapi()["paths"][found])
-    return f"there is no address {method} {path[:LONGEST]}; the nearest is {methods} {prefix}{found}; /docs lists them all"
+    near = f"{methods} {prefix}{found}"
+    return f"there is no address {method} {path[:LONGEST]}; the nearest is {near}; /docs lists them all"
 
 
 def _nearest(path: str, paths: Paths) -> str | None:
@@ -96,12 +107,13 @@ def refused(app: FastAPI, method: str, path: str) -> tuple[str, str]:
     """The line of a 405, and the methods for `Allow`; "" where the address is none of the API's."""
     service = SERVICE.match(path)
     own = path[len(service[0]) :] if service else path
-    allowed = [name.upper() for template, methods in app.openapi()["paths"].items() if _matches(template, own) for name in methods]
+    paths: Paths = app.openapi()["paths"]
+    matching = [methods for template, methods in paths.items() if _matches(template, own)]
+    allowed = [name.upper() for methods in matching for name in methods]
     if not allowed:
         return f"{method} {path[:LONGEST]}: this address does not take {method}", ""
     send = f"send a {' or a '.join(allowed)}"
-    if own in (GENERATE, CONTROL):
-        send += " with a form that holds image and prompt" if own == CONTROL else ' with a JSON body like {"prompt": "a cat"}'
+    send += BODIES.get(own, "")
     return f"{path[:LONGEST]} does not take {method}: {send}; /docs shows how", ", ".join(allowed)
 
 

@@ -152,7 +152,8 @@ def _pulled_at(path: Path, data_dir: Path) -> ModelCard | None:
     if path.parent != (data_dir / "models").resolve() or "--" not in path.name or not path.is_dir():
         return None
     if not (path / COMPLETE).exists():
-        raise Unsupported(f"{path.name} was not pulled whole; go on with: {command('models pull ' + path.name.replace('--', '/', 1))}")
+        pull = command(f"models pull {path.name.replace('--', '/', 1)}")
+        raise Unsupported(f"{path.name} was not pulled whole; go on with: {pull}")
     return _meant(json.loads((path / COMPLETE).read_text())["hub_id"], data_dir)
 
 

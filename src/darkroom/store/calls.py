@@ -65,9 +65,11 @@ class CallStore:
             group["pictures"] += row["pictures"]
             group["pixel_steps"] += row["pixel_steps"]
         columns = (requests.c.at, requests.c.key_id, requests.c.model, requests.c.status, requests.c.ms)
-        calls = sa.select(*columns, jobs.c.status.label("job")).outerjoin(jobs, jobs.c.id == requests.c.job_id)
-        calls = calls.where(requests.c.service_id == service_id, requests.c.at >= since, requests.c.at < until)
-        calls = calls.where(requests.c.route.in_(PICTURES), requests.c.key_id != "")  # who has no key uses nothing
+        calls = sa.select(*columns, jobs.c.status.label("job"))
+        calls = calls.outerjoin(jobs, jobs.c.id == requests.c.job_id)
+        calls = calls.where(requests.c.service_id == service_id, requests.c.route.in_(PICTURES))
+        calls = calls.where(requests.c.at >= since, requests.c.at < until)
+        calls = calls.where(requests.c.key_id != "")  # who has no key uses nothing
         for row in await self._database.rows(calls.order_by(requests.c.at.desc()).limit(NEWEST)):
             group = groups[_group(row, by)]
             group["requests"] += 1
@@ -82,10 +84,10 @@ def _with_jobs() -> sa.Select[Any]:
     # a job that had ended before the call came is one whose picture was here already
     cached = sa.and_(jobs.c.status == Status.FINISHED, jobs.c.ended_at <= requests.c.at)
     outcome = sa.case((cached, CACHED), else_=jobs.c.status).label("outcome")
-    ran = {"steps": jobs.c.steps_run, "queue_seconds": jobs.c.queue_seconds, "inference_seconds": jobs.c.inference_seconds}
-    run = [sa.case((cached, sa.null()), else_=column).label(name) for name, column in ran.items()]
-    told = (outcome, sa.case((jobs.c.status == Status.FAILED, jobs.c.error), else_=sa.null()).label("job_error"), *run)
-    return sa.select(*columns, *told).outerjoin(jobs, jobs.c.id == requests.c.job_id)
+    ran = (jobs.c.steps_run.label("steps"), jobs.c.queue_seconds, jobs.c.inference_seconds)
+    run = [sa.case((cached, sa.null()), else_=column).label(column.name) for column in ran]
+    error = sa.case((jobs.c.status == Status.FAILED, jobs.c.error), else_=sa.null()).label("job_error")
+    return sa.select(*columns, outcome, error, *run).outerjoin(jobs, jobs.c.id == requests.c.job_id)
 
 
 def _group(row: Any, by: str) -> str:

@@ -338,7 +338,8 @@ class LocalWorker:
         return None
 
     def _missing(self, card: ModelCard) -> str:
-        return f"the weights of {card.name} are not here; bring them with: {pull_command(card, public=True)}, then start the server again"
+        bring = f"bring them with: {pull_command(card, public=True)}, then start the server again"
+        return f"the weights of {card.name} are not here; {bring}"
 
     @staticmethod
     def _load_failure(job_id: str, why: str) -> Failed:

@@ -16,6 +16,7 @@ from darkroom.http.query import cursor, cursor_of, instant, one_of, query, text,
 from darkroom.jobs.shown import iso
 
 router = APIRouter()
+PLAIN = ("id", "key_id", "method", "route", "status", "model", "job_id", "steps", "error", "outcome", "job_error")
 MONTH = 30 * 86_400
 
 
@@ -75,7 +76,7 @@ def _statuses(value: str) -> tuple[int, int]:
 
 
 def _shown(call: dict[str, Any]) -> dict[str, Any]:
-    plain = {name: call[name] for name in ("id", "key_id", "method", "route", "status", "model", "job_id", "steps", "error", "outcome", "job_error")}
+    plain = {name: call[name] for name in PLAIN}
     seconds = {"queue_ms": call["queue_seconds"], "run_ms": call["inference_seconds"]}
     times = {name: None if value is None else round(value * 1000) for name, value in seconds.items()}
     return plain | times | {"at": iso(call["at"]), "ms": round(call["ms"])}

@@ -39,7 +39,8 @@ async def act(request: Request) -> dict[str, Any]:
     if card is None or action not in ("accept", "load", "unload", "pull", "cancel-pull"):
         raise NotFound("there is no such model, or nothing such to do with it")
     if action in ("load", "unload") and name not in desk.cards:
-        raise Invalid(f"{name} is not served; serve it with: {_serve_command(desk, name)}", name="invalid_model")
+        again = _serve_command(desk, name)
+        raise Invalid(f"{name} is not served; serve it with: {again}", name="invalid_model")
     match action:
         case "accept":
             await desk.licences.accept(card)
@@ -87,9 +88,10 @@ def _serve_command(desk: Desk, name: str) -> str:
 async def _shown(desk: Desk, card: ModelCard) -> dict[str, Any]:
     state, licence, pull = desk.worker.state(), card.licence, desk.console.pulls.of(card.name)
     memory = dict(zip(state.loaded, state.memory, strict=True)).get(card.name, 0)
+    serve_command = "" if card.name in desk.cards else _serve_command(desk, card.name)
     return {
         "name": card.name, "family": card.family, "hub_id": card.hub_id, "installed": card.path is not None or bool(pull and pull.done and pull.error is None),
-        "served": card.name in desk.cards, "serve_command": "" if card.name in desk.cards else _serve_command(desk, card.name),
+        "served": card.name in desk.cards, "serve_command": serve_command,
         "loaded": card.name in state.loaded, "loading": card.name == state.loading,
         "memory_bytes": memory, "memory_needed_bytes": memory_bytes(card, state.dtype or "float32") if card.parameters else 0, "disk_bytes": card.disk_bytes,
         "default_side": card.default_side, "max_side": card.max_side, "default_steps": card.default_steps, "steps": [card.min_steps, card.max_steps],

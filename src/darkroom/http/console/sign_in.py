@@ -79,7 +79,8 @@ async def end(request: Request) -> Response:
 
 
 def _is_here(request: Request) -> bool:
-    """Whether the browser runs on this machine, as far as can be told: a person who may know where its files are."""
+    """Whether the browser runs on this machine, as far as can be told: a person who may know where files
+    lie."""
     forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for"))
     return request.client is not None and request.client.host in ("127.0.0.1", "::1") and not forwarded
 
