@@ -87,6 +87,19 @@ def test_the_pages_show_commands_that_work_as_pasted(run: Callable[..., Server],
     assert Image.open(room / "cat.png").size == (128, 128)
 
 
+def test_a_model_that_is_here_is_served_too_by_the_command_that_is_shown(
+    run: Callable[..., Server], room: Path
+) -> None:
+    server = run()
+    session = requests.Session()
+    link = next(line for line in server.block if line.startswith("Dashboard")).partition("#link=")[2]
+    session.post(f"{server.host}/console/sign-in", json={"link": link}, timeout=30)
+    models = session.get(f"{server.host}/console/models", timeout=30).json()["data"]
+    shown = {model["name"]: model["serve_command"] for model in models}
+    flags = "serve --port 0 --data-dir 'the data' --model demo-xl,demo-3.5"
+    assert (shown["demo-xl"], shown["demo-3.5"]) == ("", f"{PROGRAM} {flags}")
+
+
 def test_a_stranger_learns_no_path_of_this_machine(serve: Callable[..., Server]) -> None:
     server = serve("--model", "demo-xl", DARKROOM_PRELOAD="false")
     here = requests.get(f"{server.host}/console/state", timeout=30).json()["commands"]

@@ -47,10 +47,16 @@ def program(public: bool = False) -> str:
     )
 
 
-def same_again(*words: str) -> str:
-    """The command line of this process with further words, of which a flag that is given twice means the
-    later."""
-    return " ".join([program(), *map(shlex.quote, [*sys.argv[1:], *words])])
+def same_again(flag: str, value: str) -> str:
+    """The command line of this process, with another value for one of its flags."""
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word == flag:
+            next(words, None)
+        elif not word.startswith(f"{flag}="):
+            kept.append(word)
+    return " ".join([program(), *map(shlex.quote, [*kept, flag, value])])
 
 
 def _is_on_path(script: Path) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+from darkroom.demo.language import EXAMPLES
 from tests.conftest import Server, start
 from tests.web.conftest import ROOT, browser_path, later
 
@@ -19,11 +22,12 @@ PAGES = ["", "playground", "gallery", "requests", "usage", "keys", "models", "sy
 SIZES = {360: 740, 768: 1024, 1440: 900}
 README = {("", "light", 1440): "start.png", ("playground", "light", 1440): "playground.png", ("gallery", "dark", 1440): "gallery.png"}
 PROMPTS = [
-    "a puppy dog", "a large panda on a green background", "a cat to the left of a tree on a white background", "an apple on a blue background",
-    "a rocket and a crescent moon on a purple background", "a small red star on a black background", "a hamburger on a yellow background",
-    "a sailboat on a blue background", "a blue circle above a yellow square on a white background", "an owl on a purple background",
-    "a sunflower on a blue background", "a fox on a green background",
-]  # fmt: skip
+    *EXAMPLES,
+    "a crab on a white background",
+    "a sailboat on a blue background",
+    "a small red star on a black background",
+]
+COLUMNS, SHOWN = 6, 192  # of the README's picture, and pixels of each in it
 
 
 def main() -> None:
@@ -49,9 +53,14 @@ def main() -> None:
 
 
 def fill(server: Server) -> None:
-    """Something to look at: pictures, and a request that was refused."""
+    """Something to look at: pictures, which the README shows too, and a request that was refused."""
+    rows = -(-len(PROMPTS) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * SHOWN, rows * SHOWN))
     for i, prompt in enumerate(PROMPTS):
-        server.generate(prompt=prompt, seed=i + 3, width=512, height=512, steps=30)
+        reply = server.generate(prompt=prompt, seed=i + 3, width=512, height=512, steps=30)
+        picture = Image.open(io.BytesIO(reply.content)).resize((SHOWN, SHOWN), Image.Resampling.LANCZOS)
+        sheet.paste(picture, (i % COLUMNS * SHOWN, i // COLUMNS * SHOWN))
+    sheet.save(ROOT / "docs" / "pictures.png", optimize=True)
     server.generate(steps=7)
     time.sleep(2)
 
@@ -62,8 +71,10 @@ def play(page: Page) -> None:
     seed = page.get_by_role("spinbutton", name="Seed")
     page.get_by_role("button", name=re.compile("lock", re.IGNORECASE)).first.click()
     for number, prompt in (
-        ("3", "a puppy dog"), ("5", "a cat to the left of a tree on a white background"), ("7", "a rocket and a crescent moon on a purple background"),
-    ):  # fmt: skip
+        ("3", "a strawberry and a lemon on a blue background"),
+        ("5", "an apple on a blue background"),
+        ("7", "a rocket and a crescent moon on a purple background"),
+    ):
         page.get_by_role("textbox", name="Prompt", exact=True).fill(prompt)
         seed.fill(number)
         page.keyboard.press("Control+Enter")

@@ -55,13 +55,13 @@ def test_from_the_first_visit_to_the_first_picture(browser: Browser, serve: Call
 def test_a_prompt_becomes_a_picture_with_its_parameters(page: Page) -> None:
     page.goto("/playground")
     small(page)
-    prompt(page, "a large panda on a green background")
+    prompt(page, "a strawberry on a white background")
     page.keyboard.press("Control+Enter")
-    picture = page.get_by_role("region", name="Result").get_by_role("img", name=re.compile("panda")).first
+    picture = page.get_by_role("region", name="Result").get_by_role("img", name=re.compile("strawberry")).first
     expect(picture).to_be_visible(timeout=LONG)
     expect(page.get_by_role("link", name=re.compile("Download")).or_(page.get_by_role("button", name=re.compile("Download"))).first).to_be_visible()
     page.reload()
-    expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("a large panda on a green background")
+    expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("a strawberry on a white background")
 
 
 def test_what_is_set_before_the_models_are_told_stands(page: Page) -> None:
@@ -69,14 +69,14 @@ def test_what_is_set_before_the_models_are_told_stands(page: Page) -> None:
     page.route(re.compile(r"/v1/models$"), lambda route: held.append(route))  # a bound built-in method is none to Playwright
     page.goto("/playground")
     small(page)
-    prompt(page, "a large panda on a green background")
+    prompt(page, "a strawberry on a white background")
     page.keyboard.press("Control+Enter")
     expect(page.get_by_role("button", name="Make the picture")).to_be_disabled()
     with page.expect_request(lambda request: request.method == "POST") as asked:
         for route in held:
             route.continue_()
     assert {"model": "demo-xl", "width": 256, "height": 256, "steps": 10, "cfg_scale": 7}.items() <= asked.value.post_data_json.items()
-    expect(page.get_by_role("region", name="Result").get_by_role("img", name=re.compile("panda")).first).to_be_visible(timeout=LONG)
+    expect(page.get_by_role("region", name="Result").get_by_role("img", name=re.compile("strawberry")).first).to_be_visible(timeout=LONG)
 
 
 def test_a_running_job_survives_a_reload_and_is_cancelled(page: Page) -> None:

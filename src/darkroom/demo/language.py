@@ -48,15 +48,22 @@ CLASHES = {
 KNOWN = {w for name in DRAWN for w in name.split()} | {*COLOURS, *SHAPES, *BACKGROUNDS, *GRAMMAR, *EXTRA_WORDS}
 HINT = (
     f"It is a small demonstration model that knows {len(DRAWN)} things, six shapes, eight colours and ten backgrounds; "
-    'ask it for example: "a large panda on a green background", "a small red star on a black background" '
-    'or "a cat to the left of a tree on a white background".'
+    'ask it for example: "a rocket on a black background", "a yellow star on a purple background" '
+    'or "a strawberry and a lemon on a blue background".'
 )
+# What pages and the server's block offer first: of some fifty drawn at 512 pixels, those that the judge found most like what they
+# show, seed by seed, and that look it.
 EXAMPLES = (
-    "a puppy dog", "a cat", "an apple on a blue background", "a large panda on a green background",
-    "a small red star on a black background", "a blue circle above a yellow square on a white background",
-    "a cat to the left of a tree on a white background", "put glasses on the dog",
+    "an apple on a blue background",
+    "a rocket on a black background",
+    "a strawberry on a white background",
+    "a yellow star on a purple background",
+    "a heart on a pink background",
+    "a pizza on a blue background",
     "a rocket and a crescent moon on a purple background",
-)  # fmt: skip
+    "a crown above a heart on a white background",
+    "a strawberry and a lemon on a blue background",
+)
 
 
 def unknown_words(prompt: str, words: Collection[str] = ()) -> list[str]:

@@ -10,7 +10,7 @@ from PIL import Image
 from .nets import Nets
 
 PROMPTS = (
-    "a puppy dog", "a house on a green background", "an apple on a blue background", "a large panda on a green background",
+    "a puppy dog", "a house on a green background", "an apple on a blue background", "a rocket on a black background",
     "a car to the left of a tree on a white background", "a sun above a rabbit on a purple background",
     "a small red star on a black background", "a cat and a birthday cake on a blue background",
 )  # fmt: skip

@@ -56,9 +56,9 @@ def _route(media: str, fields: dict[str, Any], required: list[str], example: dic
     return {"requestBody": body, "responses": {"200": picture, "202": later, **errors}, "security": [{"bearer": []}]}
 
 
-GENERATE = _route("application/json", FIELDS, ["prompt"], {"prompt": "a puppy dog on a blue background", "steps": 20, "width": 256, "height": 256, "seed": 7})
+GENERATE = _route("application/json", FIELDS, ["prompt"], {"prompt": "an apple on a blue background", "steps": 20, "width": 256, "height": 256, "seed": 7})
 SIDE_OF_THE_PICTURE = {"type": "integer", "minimum": 128, "multipleOf": 64, "description": "pixels; the picture's own size decides where absent"}
 CONTROL = _route(
     "multipart/form-data", FIELDS | {"height": SIDE_OF_THE_PICTURE, "width": SIDE_OF_THE_PICTURE} | IMAGE, ["prompt", "image"],
-    {"prompt": "a puppy dog on a red background", "steps": 20, "control_strength": 0.35, "seed": 7},
+    {"prompt": "an apple on a yellow background", "steps": 20, "control_strength": 0.35, "seed": 7},
 )  # fmt: skip
