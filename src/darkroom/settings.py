@@ -59,11 +59,13 @@ class Settings(BaseSettings):
         0, ge=0, description="GB that the weights of all models may take; the least recently used idle one leaves; 0 means 80 % of the device's memory"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least that standard error tells; warning for `generate` and `edit` where not set"
+        "info",
+        description="least that standard error tells; what pages and probes read is told at debug alone; warning for "
+        "`generate` and `edit` where not set",
     )
     load_timeout: float = Field(1800, gt=0, description="seconds that a model may take to load before it counts as failed")
     password: str = Field("", repr=False, description="of the dashboard, where nobody can follow the one-time link; at least 10 characters")
-    password_file: Path | None = Field(None, description="a file that holds the password of the dashboard")
+    password_file: Path | None = Field(None, description="a file that holds the password of the dashboard, which has at least 10 characters")
     webhook_allow_private: bool = Field(
         False, description="let webhooks go to private addresses and over plain http; only where every client may reach what this machine can"
     )
