@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import random
 import resource
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -18,6 +20,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 import requests
+from PIL import Image
 
 from tests.conftest import Server, start
 from tests.http.sse import told
@@ -119,7 +122,7 @@ def test_a_server_that_ends_in_good_order_goes_on_where_it_was(tmp_path: Path) -
     sync = ThreadPoolExecutor(1).submit(life.server.generate, **LONG)
     time.sleep(0.5)
     began = time.monotonic()
-    assert life.server.stop() in (0, -15)  # uvicorn ends by the signal that it was sent, once all is in order
+    assert life.server.stop() == 0
     assert time.monotonic() - began < 12
     assert errors(sync.result(), 503)["name"] == "shutting_down"
     assert sync.result().headers["Retry-After"] == "5"
@@ -134,6 +137,63 @@ def test_a_server_that_ends_in_good_order_goes_on_where_it_was(tmp_path: Path) -
     undisturbed = pixels(life.server.control(star.content, steps="50", seed="8"))
     assert abs(pixels(get(life.server, f"/{jobs[3]}/image")) - undisturbed).max() <= 2
     life.server.stop()
+
+
+def test_a_stopped_worker_holds_up_neither_gateway_nor_its_end_and_is_replaced(serve: Callable[..., Server]) -> None:
+    server = serve("--model", "demo-xl", DARKROOM_WORKER_TIMEOUT="18")
+    server.generate()
+    picture = io.BytesIO()
+    noise = random.Random(0).randbytes(1024 * 1024 * 3)
+    Image.frombytes("RGB", (1024, 1024), noise).save(picture, "PNG", compress_level=0)
+    for again in (True, False):
+        worker = worker_of(server)
+        assert worker is not None
+        worker.suspend()
+        jobs = [server.control(picture.getvalue(), headers=LATER, control_strength="0.9").json()["id"] for _ in range(3)]
+        with requests.Session() as session:
+            session.get(f"{server.host}/healthz", timeout=5)
+            took = []
+            for _ in range(20):
+                began = time.monotonic()
+                assert session.get(f"{server.host}/healthz", timeout=5).status_code == 200
+                took.append(time.monotonic() - began)
+        assert sorted(took)[10] < 0.05
+        if again:
+            assert _until(lambda: requests.get(f"{server.host}/readyz", timeout=5).json()["status"] == "stalled", 15)
+            ready = requests.get(f"{server.host}/readyz", timeout=5)
+            assert ready.status_code == 503
+            assert "does not answer" in ready.json()["error"]
+            assert [ended(server, job_id)["status"] for job_id in jobs] == ["finished"] * 3
+            assert not worker.is_running()
+    began = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - began < 25
+    assert not worker.is_running()
+
+
+def _until(what: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if what():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_signal_ends_a_server_in_order_and_without_a_trace(tmp_path: Path, sign: signal.Signals, code: int, early: bool) -> None:
+    server = start(tmp_path / "data", "--model", "demo-xl")
+    worker = worker_of(server)
+    if not early:  # else while its worker still imports
+        server.generate()
+    assert server.stop(sign) == code
+    assert worker is not None
+    assert not worker.is_running()
+    assert not list((tmp_path / "data").glob("darkroom.sqlite-*"))
+    said = server.log.read_text()
+    assert "Traceback" not in said
+    assert "Task was destroyed" not in said
 
 
 def test_a_client_that_hung_on_a_dead_gateway_is_not_worked_for(tmp_path: Path) -> None:

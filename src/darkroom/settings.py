@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     max_rows: int = Field(16, ge=2, description="rows of one forward pass at most (a guided sample takes two)")
     max_queue: int = Field(1000, ge=1, description="jobs that wait or run at once, of which one key may have three quarters; more are answered with 429")
     max_streams: int = Field(2000, ge=1, description="open streams of events at once, of which one key may have three quarters; more are answered with 429")
+    worker_timeout: float = Field(
+        45, gt=0, description="seconds without a sign of life or work after which the worker is ended and its jobs are tried again"
+    )
     max_attempts: int = Field(3, ge=1, description="times that a worker may die on a job before the job fails")
     max_concurrent: int = Field(256, ge=1, description="open requests at once, of which one key may have three quarters; more are answered with 429")
     max_connections: int = Field(

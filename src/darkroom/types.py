@@ -434,7 +434,8 @@ class LoraCard:
 
 @dataclass(frozen=True)
 class WorkerState:
-    """What a Worker is doing: status is `starting`, `loading`, `ready` or `failed` (then `error` says why).
+    """What a Worker is doing: status is `starting`, `loading`, `ready`, `stalled` (it does not answer) or `failed`; of the
+    last two `error` says why.
 
     loaded: the models in memory; `memory` has the bytes of their weights, in the same order. loading: the one that comes.
     """

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from darkroom.engine.cost import CostModel
 from darkroom.engine.engine import Engine
 from darkroom.engine.hardware import choose
 from darkroom.engine.messages import Cancel, Submit
 from darkroom.engine.prompts import cut_word
+from darkroom.engine.residents import Residents
+from darkroom.engine.runner import Runner
 from darkroom.engine.sample import Batch
 from darkroom.engine.sdxl import SDXL
 from darkroom.errors import Unsupported
@@ -262,3 +265,36 @@ def test_params_are_a_frozen_promise() -> None:
         params().steps = 3  # type: ignore[misc]
     assert replace(params(), steps=3) != params()
     assert isinstance(params(), Params)
+
+
+class _LostDevice:
+    """A family of which every step fails as torch does once a card is lost."""
+
+    def __init__(self, family: object, error: Exception):
+        self._family, self._error = family, error
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._family, name)
+
+    def step(self, *tensors: object) -> None:
+        raise self._error
+
+
+LOST = RuntimeError("CUDA error: an illegal memory access was encountered")
+ROOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_device_that_is_lost_ends_the_process_and_one_that_is_full_does_not(lab: Lab, count: int) -> None:
+    def run(error: Exception) -> list[Event]:
+        runner = Runner(_LostDevice(lab.family, error), lab.loras)
+        engine, events = Engine(Residents.of({"tiny": runner}), CostModel()), []
+        for i in range(count):
+            engine.put(Submit(str(i), params(seed=i + 1, steps=2)))
+        while sum(isinstance(event, FINAL) for event in events) < count:
+            events += engine.step()
+        return events
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run(LOST)
+    assert {event.name for event in run(ROOM) if isinstance(event, Failed)} == {"engine_error"}

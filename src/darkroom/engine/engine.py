@@ -12,6 +12,7 @@ from dataclasses import replace
 import structlog
 
 from darkroom.engine.cost import CostModel
+from darkroom.engine.hardware import is_fatal
 from darkroom.engine.messages import Cancel, Load, Loaded, LoadFailed, LoadPart, Message, Stop, Submit, Unload
 from darkroom.engine.residents import RETRY_SECONDS, Residents
 from darkroom.engine.runner import Runner
@@ -124,6 +125,8 @@ class Engine:
         try:
             self._admit(job)
         except Exception as error:
+            if is_fatal(error):
+                raise
             self._events.append(replace(_fault(error, [job.job_id]), job_id=job.job_id))
 
     def _admit(self, job: Submit) -> None:
@@ -209,6 +212,8 @@ class Engine:
             picture = self._runner(sample.key).preview(sample)
             self._events += [Preview(job_id, sample.step, picture) for job_id in sample.jobs]
         except Exception as error:  # the picture is worth more than its preview
+            if is_fatal(error):
+                raise
             log.warning("a preview could not be made", job=sample.id, error=repr(error))
 
     def _separate(self, batch: Batch) -> float:
@@ -269,11 +274,14 @@ class Engine:
         return self.residents.runner(key.model)
 
     def _guard(self, samples: Sequence[Sample], work: Callable[[], None]) -> bool:
-        """Do the work; an exception ends a Sample that was alone, and nobody else. Returns whether it went well."""
+        """Do the work; an exception ends a Sample that was alone, and nobody else. Returns whether it went well. One after which the
+        device does nothing more for this process ends the process: a new one tries the jobs again."""
         try:
             work()
             return True
         except Exception as error:
+            if is_fatal(error):
+                raise
             fault = _fault(error, [sample.id for sample in samples])
             if len(samples) == 1:
                 self._fail(samples[0], fault)

@@ -24,8 +24,19 @@ def choose(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
             raise Unsupported(f"dtype must be auto or one of {', '.join(DTYPES)}, got {dtype!r}")
         return where, DTYPES[dtype]
     if where.type == "cuda":
-        return where, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return where, dtype_by_capability(torch.cuda.get_device_capability(where))
     return where, torch.float16 if where.type == "mps" else torch.float32
+
+
+def dtype_by_capability(capability: tuple[int, int]) -> torch.dtype:
+    """bf16 where the card computes in it, which begins with Ampere (8.0); torch also counts cards that only emulate it."""
+    return torch.bfloat16 if capability >= (8, 0) else torch.float16
+
+
+def is_fatal(error: Exception) -> bool:
+    """Whether the device is lost to this process: after an error of this kind every further call raises it again."""
+    lost = getattr(torch, "AcceleratorError", ())  # torch 2.8 and later
+    return isinstance(error, lost) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
 
 
 def room_for_weights(gigabytes: float, device: torch.device) -> int:
@@ -61,10 +72,11 @@ def use_threads(count: int) -> int:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on the device, without waiting for the copy."""
+    """A tensor of the host on the device, on CUDA without waiting for the copy: there torch keeps pinned memory until it is read.
+    Elsewhere the copy is waited for, since this memory may be gone by the time that it is read (pytorch#139550, of MPS)."""
     if device.type == "cuda":
-        tensor = tensor.pin_memory()  # from other memory the copy would not be asynchronous
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _best() -> str:

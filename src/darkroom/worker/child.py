@@ -22,6 +22,7 @@ from darkroom.engine.residents import Residents, Source
 from darkroom.errors import DarkroomError
 from darkroom.imports import uncollected
 from darkroom.types import FINAL, Event, ModelCard, Preview, Progress, WorkerState
+from darkroom.worker.watchdog import Beat
 from darkroom.worker.wire import Costs, Order, Started
 
 COSTS_SECONDS = 1.0  # between two reports of the measured costs; what is measured for the first time is told at once
@@ -45,7 +46,9 @@ def main() -> None:
         return
     built.set()
     send(Costs(cost.table()))
-    engine.run(_Reporter(send, cost, state))
+    reporter = _Reporter(send, cost, state)
+    threading.Thread(target=_beat, args=(send, lambda: reporter.turns, order.beat_seconds), daemon=True).start()
+    engine.run(reporter)
     cost.save()
     os._exit(0)  # a load may be deep in a library on its thread, where Python's own end would abort it with a cry
 
@@ -114,6 +117,13 @@ def _listen(connection: Connection, inbox: queue.SimpleQueue[Message], built: th
         os._exit(0)
 
 
+def _beat(send: Callable[[Any], None], turns: Callable[[], int], seconds: float) -> None:
+    """Tell the gateway now and then that this process is there, and whether its engine goes on."""
+    while True:
+        send(Beat(turns(), time.process_time()))
+        time.sleep(seconds)
+
+
 def _sender(connection: Connection) -> Callable[[Any], None]:
     lock = threading.Lock()
 
@@ -140,8 +150,10 @@ class _Reporter:
         self._last: WorkerState | None = None
         self._progress: dict[str, Progress | None] = {}  # by job that is under way: None where nothing is held back
         self._told_progress = self._told_costs = clock()
+        self.turns = 0  # of the engine
 
     def __call__(self, events: list[Event]) -> None:
+        self.turns += 1
         state = self._state()
         if state != self._last:
             self._last = state

@@ -28,12 +28,14 @@ from darkroom.models.catalogue import pull_command
 from darkroom.models.loras import LORAS
 from darkroom.settings import Settings
 from darkroom.types import FINAL, Began, Cancelled, Event, Failed, Finished, Forecast, Loading, ModelCard, Params, Progress, Queued, Retrying, WorkerState
-from darkroom.worker.wire import Costs, Order, Started
+from darkroom.worker.watchdog import TICKS, Beat, Watchdog
+from darkroom.worker.wire import Costs, Order, Sender, Started
 
 log = structlog.get_logger("worker")
 
 MAX_LOAD_DEATHS = 3  # deaths in a row while a model loads: then it is the model's fault, and trying on helps nobody
-REVIVE_SECONDS = 30.0  # after such a failure, the earliest next try (a job that comes then starts it)
+REVIVE_SECONDS = 30.0  # after such a failure, until the next try, of which each waits twice as long as the one before
+MAX_REVIVE_SECONDS = 480.0
 STDERR = 2  # the file descriptor: standard output is not for what a library in the child may print
 START = ""  # stands for a model's name while the child has not begun to load one
 STOP_SECONDS = 10.0  # that a child has to end by itself
@@ -66,8 +68,10 @@ class LocalWorker:
         self._jobs: OrderedDict[str, _Entry] = OrderedDict()
         self._state = WorkerState("starting")
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
-        self._hears = False  # whether the child takes messages yet: a large one would block this loop before
+        self._sender: Sender | None = None
+        self._watchdog: Watchdog | None = None
+        self._hears = False  # whether the child takes messages yet
+        self._revive_seconds = REVIVE_SECONDS
         self._load_deaths: Counter[str] = Counter()
         self._failures: dict[str, tuple[float, str]] = {}  # models (or START) that cannot be loaded: when and why
         self._load: tuple[Any, str] | None = None  # what is being loaded, by which child
@@ -118,6 +122,9 @@ class LocalWorker:
         return self._costs.table()
 
     def state(self) -> WorkerState:
+        if self._watchdog is not None and self._watchdog.in_doubt and self._state.status != "failed":
+            limit = self._settings.worker_timeout
+            return replace(self._state, status="stalled", error=f"the worker does not answer; it is ended after {limit:g} s without a sign of life")
         return self._state
 
     def backlog_seconds(self) -> float:
@@ -152,7 +159,9 @@ class LocalWorker:
             command = [sys.executable, "-m", "darkroom.worker.child", str(theirs.fileno())]
             # a session of its own: Ctrl-C is for the gateway, which then ends the child in good order
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL, stdout=STDERR)
-        self._connection = Connection(ours.detach())
+        connection = Connection(ours.detach())
+        self._sender = Sender(connection)
+        self._watchdog = Watchdog(self._process.pid)
         cards = tuple(card for card in self._cards.values() if card.path)
         self._hears = False
         self._become(WorkerState("loading"))
@@ -161,8 +170,30 @@ class LocalWorker:
         self._send(Order(
             cards, settings.device, settings.dtype, settings.threads, settings.max_rows, settings.exact, data / "costs.json",
             settings.memory_budget, preload, data / LORAS, settings.max_lora_bytes, settings.backend, settings.graphs, settings.log_level,
+            self._tick_seconds,
         ))  # fmt: skip
-        threading.Thread(target=self._read, args=(self._connection, self._process), daemon=True).start()
+        threading.Thread(target=self._read, args=(connection, self._process), daemon=True).start()
+        self._look_after(self._process)
+
+    @property
+    def _tick_seconds(self) -> float:
+        return self._settings.worker_timeout / TICKS
+
+    def _look_after(self, process: subprocess.Popen[bytes]) -> None:
+        """Look at the child now and then as long as it is ours, and end one that hangs: what it had in hand is tried again."""
+        assert self._loop is not None
+        self._loop.call_later(self._tick_seconds, self._tick, process)
+
+    def _tick(self, process: subprocess.Popen[bytes]) -> None:
+        if process is not self._process or self._closing or self._watchdog is None:
+            return
+        loading = bool(self._state.loading) or not self._state.device
+        self._watchdog.tick(any(entry.sent for entry in self._jobs.values()), loading)
+        if self._watchdog.hangs:
+            log.error("the worker hangs and is ended", seconds=self._settings.worker_timeout)
+            process.kill()
+        else:
+            self._look_after(process)
 
     def _read(self, connection: Connection, process: subprocess.Popen[bytes]) -> None:
         """Thread: messages of one child, until its end of the socket closes."""
@@ -188,8 +219,7 @@ class LocalWorker:
     def _died(self, process: subprocess.Popen[bytes], code: int) -> None:
         if process is not self._process or self._closing:
             return
-        self._process = self._connection = None
-        self._hears = False
+        self._drop_child()
         if self._state.status == "failed" and code == 0:  # it said why, and went
             return self._fail(START, self._state.error)
         log.error("the worker ended unexpectedly", code=code, loading=self._state.loading)
@@ -201,6 +231,12 @@ class LocalWorker:
                 self._fail(model, f"the worker ended {self._load_deaths[model]} times while it loaded the model (exit code {code}; out of memory?)")
         if START not in self._failures:
             self._spawn()
+
+    def _drop_child(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
+        self._process = self._sender = self._watchdog = None
+        self._hears = False
 
     def _suspect(self) -> None:
         """Mark who was in the dead child's hands; who was there too often is out, and so is who has left."""
@@ -225,6 +261,8 @@ class LocalWorker:
         self._state = state
         for model in state.loaded:
             self._load_deaths.pop(model, None)
+        if state.loaded:
+            self._revive_seconds = REVIVE_SECONDS
         load = (self._process, state.loading) if state.loading or not state.device else None
         if load != self._load:
             self._load = load
@@ -243,9 +281,20 @@ class LocalWorker:
         self._failures[model] = time.monotonic(), why
         if model == START:
             self._state = WorkerState("failed", error=why)
+            if any(card.path for card in self._cards.values()):
+                assert self._loop is not None
+                self._loop.call_later(self._revive_seconds, self._revive)
+                self._revive_seconds = min(MAX_REVIVE_SECONDS, 2 * self._revive_seconds)
         for job_id, entry in list(self._jobs.items()):
             if model in (START, entry.params.model):
                 self._settle(self._load_failure(job_id, why))
+
+    def _revive(self) -> None:
+        """Try again by itself: behind a balancer that asks /readyz no job would come to start it."""
+        if self._closing or self._process is not None or self._failures.pop(START, None) is None:
+            return
+        self._load_deaths.pop(START, None)
+        self._spawn()
 
     @staticmethod
     def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
@@ -260,7 +309,11 @@ class LocalWorker:
     def _take(self, process: subprocess.Popen[bytes], message: Any) -> None:
         if process is not self._process:
             return
+        if self._watchdog is not None:
+            self._watchdog.hear(message)
         match message:
+            case Beat():
+                return
             case WorkerState():
                 self._hears = True
                 self._become(message)
@@ -309,12 +362,8 @@ class LocalWorker:
                 self._send(Submit(job_id, entry.params, entry.party, entry.weight))
 
     def _send(self, message: Any) -> None:
-        if self._connection is None:
-            return
-        try:
-            self._connection.send(message)
-        except OSError:
-            return  # the child is gone; its reader says so
+        if self._sender is not None:
+            self._sender.send(message)
 
     # answers without a child
 

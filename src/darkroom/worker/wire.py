@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from darkroom.types import ModelCard
 
@@ -26,6 +30,7 @@ class Order:
     backend: str
     graphs: Path  # the folder of converted models
     log_level: str
+    beat_seconds: float  # between two signs of life
 
 
 @dataclass(frozen=True)
@@ -40,3 +45,27 @@ class Costs:
     """Measured step times, for the gateway's estimates."""
 
     table: dict[str, dict[str, float]]
+
+
+class Sender:
+    """Sends messages to a process from a thread of its own: one that does not read holds up this thread and nobody else. What waits
+    is bounded by the jobs that a gateway holds at once; an init picture waits as one object, however many pictures come of it."""
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+        self._waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def send(self, message: Any) -> None:
+        self._waiting.put(message)
+
+    def close(self) -> None:
+        """Nothing more will be sent."""
+        self._waiting.put(None)
+
+    def _run(self) -> None:
+        try:
+            while (message := self._waiting.get()) is not None:
+                self._connection.send(message)
+        except OSError:
+            return  # the process is gone; whoever reads from it says so
