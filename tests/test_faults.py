@@ -270,6 +270,28 @@ def test_what_is_too_old_or_too_much_is_cleared_away(tmp_path: Path) -> None:
     server.stop()
 
 
+def test_a_full_folder_for_temporary_files_is_told_and_harms_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+
+    def wrapped(command: list[str]) -> list[str]:
+        mount = f"mount -t tmpfs -o size=400k tmpfs {tmp_path / 'tmp'} && exec \"$@\""
+        return ["unshare", "-rm", "sh", "-c", mount, "sh", *command]
+
+    server = start(tmp_path / "data", "--model", "demo-xl", wrap=wrapped, TMPDIR=str(tmp_path / "tmp"))
+    try:
+        noise, picture = random.Random(0).randbytes(1024 * 1024 * 3), io.BytesIO()
+        Image.frombytes("RGB", (1024, 1024), noise).save(picture, "PNG")
+        answer = errors(server.control(picture.getvalue()), 503)
+        assert answer["name"] == "storage_full"
+        assert "No space left" in answer["errors"][0]
+        pixels(server.generate())
+        small = io.BytesIO()
+        Image.new("RGB", (128, 128), "red").save(small, "PNG")
+        pixels(server.control(small.getvalue()))
+    finally:
+        server.process.kill()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> tuple[Path, Callable[[list[str]], list[str]]]:
     """A data folder whose pictures lie on a file system of 400 KB, mounted for the server alone."""

@@ -15,6 +15,7 @@ from PIL import Image, ImageMath, ImageOps, PngImagePlugin
 from darkroom import __version__
 from darkroom.errors import Invalid, TooLarge, UnsupportedMedia
 from darkroom.icc import to_srgb
+from darkroom.jpeg import check_cost
 from darkroom.png import SIGNATURE, essentials
 from darkroom.types import ModelCard, Params
 
@@ -132,6 +133,8 @@ def from_upload(
     """
     kind = _kind(content)
     content, profile = essentials(content) if kind == "PNG" else (content, b"")
+    if kind == "JPEG":
+        check_cost(content)
     try:
         with Image.open(io.BytesIO(content), formats=(kind,)) as image:
             _check_header(image, kind, max_input)

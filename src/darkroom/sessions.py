@@ -66,13 +66,15 @@ class Sessions:
 
     async def sign_in(self, address: str, agent: str, link: str = "", password: str = "") -> tuple[Session, str]:
         """A session and the value of its cookie. Raises TooMany, or Unauthorized for a link that is void or a wrong password."""
-        self._note_attempt(address)
+        if not link:  # nobody guesses a link of 256 bits, so those who try keep nobody with a valid one out
+            self._note_attempt(address)
         if link and not await self._take_link(link):
             line = "this link was used, is a day old, or was replaced by a newer one or a password"
             raise Unauthorized(f"{line}; make another with: {command('link', public=True)}")
         if not link and not await self._is_password(password):
             raise Unauthorized("the password is wrong")
-        self._failed.pop(address, None)
+        if not link:
+            self._failed.pop(address, None)
         now, token = time.time(), secrets.token_urlsafe(32)
         session = Session(f"ses-{secrets.token_hex(8)}", secrets.token_urlsafe(24), agent[:200], now, now, now + LASTS)
         await self._rows.add(session, _hashed(token))

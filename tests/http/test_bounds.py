@@ -131,7 +131,7 @@ def test_settings_of_a_file_reach_the_routes(serve: Callable[..., Server], tmp_p
     )
     server = serve("--model", "demo-xl", "--max-queue", "9", folder=tmp_path)
     assert server.service_id.startswith("https://pictures.example/svc-")
-    assert f"curl {server.service_id}/v1/images/generate" in "\n".join(server.block)
+    assert f" {server.service_id}/v1/images/generate" in "\n".join(server.block)
     host = server.log_address()
     url = f"{host}/v1/images/generate"
     replies = [requests.post(url, json=SMALL | {"seed": 4}, headers=server.headers() | {"Origin": o}, timeout=60) for o in ("https://page.example", "https://b.example")]
@@ -153,7 +153,7 @@ def test_who_has_no_key_and_who_has_one_key_leave_room_for_others(serve: Callabl
 
     try:
         for _ in range(8):
-            hold("/console/sign-in")
+            hold("/console/sign-in", "Content-Type: application/json\r\n")
         for _ in range(3):
             hold("/v1/images/generate", f"Authorization: Bearer {server.key}\r\n")
             hold("/v1/images/generate", f"Authorization: Bearer {server.key}\r\nAccept: text/event-stream\r\n")

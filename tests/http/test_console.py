@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -92,6 +93,45 @@ def test_attempts_are_limited(serve: Callable[..., Server]) -> None:
     late = person.sign_in(password="correct horse")
     assert errors(late, 429)
     assert 200 <= int(late.headers["Retry-After"]) <= 300
+
+
+def test_wrong_guesses_never_keep_a_valid_link_out(serve: Callable[..., Server]) -> None:
+    server = serve("--model", "demo-xl")
+    person = Person(server)
+    codes = [person.sign_in(**{kind: f"guess {i}"}).status_code for i in range(12) for kind in ("password", "link")]
+    assert codes.count(429) == 2
+    assert person.sign_in(link=link_of(server)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Origin": "https://pages.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://HOST", "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://HOST", "Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "http://HOST"}, 401),
+        ({"Origin": "https://behind.a.proxy", "Sec-Fetch-Site": "same-origin"}, 401),
+        ({}, 401),
+    ],
+)
+def test_only_the_dashboards_own_page_signs_in(server: Server, headers: dict[str, str], status: int) -> None:
+    host = urlsplit(server.host).netloc
+    sent = {"Content-Type": "application/json"} | {name: value.replace("HOST", host) for name, value in headers.items()}
+    reply = requests.post(f"{server.host}/console/sign-in", data='{"link": "a guess"}', headers=sent, timeout=20)
+    errors(reply, status)
+    assert "Access-Control-Allow-Origin" not in reply.headers
+
+
+def test_no_other_origin_may_read_or_ask_the_dashboards_own_routes(server: Server) -> None:
+    origin = {"Origin": "https://pages.example", "Access-Control-Request-Method": "POST"}
+    for method, path in (("OPTIONS", "/console/sign-in"), ("GET", "/console/state"), ("GET", "/console")):
+        reply = requests.request(method, f"{server.host}{path}", headers=origin, timeout=20)
+        assert not [name for name in reply.headers if name.lower().startswith("access-control")], (method, path)
+    asked = requests.options(f"{server.host}/v1/images/generate", headers=origin, timeout=20)
+    assert asked.headers["Access-Control-Allow-Origin"]
 
 
 def test_a_public_address_needs_a_password(tmp_path: Any) -> None:

@@ -83,10 +83,19 @@ def build(desk: Desk, lifespan: Callable[[], Any]) -> ASGIApp:
     app.add_exception_handler(Exception, _fault)
     origins = desk.settings.cors_origins
     bounded = _Bounded(_Faults(app), desk.settings.max_concurrent, desk.settings.max_streams, desk.jobs.retry_after)
-    cors = CORSMiddleware(
+    cors = _Cors(
         bounded, allow_origins=origins, allow_methods=["GET", "POST", "PATCH", "DELETE"], allow_headers=["*"], expose_headers=EXPOSED, max_age=600
     )
     return _Requests(cors, desk.console.journal.note, app.state.metrics)
+
+
+class _Cors(CORSMiddleware):
+    """For the API. The dashboard is called by its own pages alone."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and f"{scope['path']}/".startswith("/console/"):
+            return await self.app(scope, receive, send)
+        await super().__call__(scope, receive, send)
 
 
 class _Bounded:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
 from fastapi import Request
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from darkroom import checks
-from darkroom.errors import BadRequest, UnsupportedMedia
+from darkroom.errors import BadRequest, TooLarge, UnsupportedMedia
 from darkroom.http.desk import desk_of
+from darkroom.jobs.ended import StorageFull
 
-MAX_JSON = 2**20  # bytes: a prompt of 10,000 characters with every one escaped fits well
+log = structlog.get_logger("http")
+
+MAX_JSON = 2**18  # bytes: both prompts of 10,000 characters, each escaped in 12 bytes, fit; to read more takes the event loop long
+MAX_TEXT = MAX_JSON  # bytes of all text in a form
+IN_MEMORY = 2**16  # bytes of a file in a form; of a larger one all is on the disk until it is decoded
 MAX_PARTS = 1000  # text fields, and files, of a form
 MAX_DIGITS = 100  # of a whole number in JSON; one with more is as far beyond every rule as infinity
 PYTHON = re.compile(rb"\s*\{\s*'")
@@ -27,11 +36,12 @@ END = 1024  # bytes at the end of a form in which its closing boundary must stan
 
 @dataclass
 class Body:
-    """fields: str, or in JSON any value; `image` as bytes where it came as a file. faults: a line for each field that came in
-    a way in which none may."""
+    """fields: str, or in JSON any value. faults: a line for each field that came in a way in which none may. image: the file of that
+    name, on the disk unless it is small; closed with the form that it came in."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
+    image: UploadFile | None = None
 
     def put(self, name: str, value: Any) -> None:
         """Note a field. The same value twice is fine; Python's own way, to keep the last of two in silence, is not ours."""
@@ -92,25 +102,35 @@ def _whole(digits: str) -> int | float:
     return int(digits) if len(digits) <= MAX_DIGITS else float(digits)
 
 
-async def read_form(request: Request) -> Body:
-    """A field may come twice with the same value, and as a file part: that is what `requests` makes of a string in `files=`,
-    as the manual's own example does with `model`. Raises UnsupportedMedia, BadRequest, TooLarge or TooSlow."""
+@asynccontextmanager
+async def form_of(request: Request) -> AsyncIterator[Body]:
+    """The body of a form, and its files as long as the context lasts.
+
+    A field may come twice with the same value, and as a file part: that is what `requests` makes of a string in `files=`, as the
+    manual's own example does with `model`. Raises UnsupportedMedia, BadRequest, TooLarge, TooSlow, or StorageFull if the folder
+    for temporary files has no room.
+    """
     kind = _media_type(request)
     if kind != "multipart/form-data":
         raise UnsupportedMedia(f"Content-Type must be multipart/form-data, got {checks.shown(kind)}")
     desk = desk_of(request)
     desk.bound(request, desk.settings.max_body_bytes)
     try:
-        form = await _parse(request, desk.settings.max_body_bytes)
+        form = await _parse(request)
     except MultiPartException as error:
+        if error.message.startswith("Part exceeded"):
+            raise TooLarge(f"the text of a form must have at most {MAX_TEXT} bytes, got more in one field") from error
         raise BadRequest(f"the body must be multipart/form-data ({error.message})"[:200]) from error
+    except OSError as error:
+        log.error("an upload could not be kept", error=str(error))
+        raise StorageFull(f"the upload could not be kept: {error.strerror}", retry_after=60) from error
     try:
-        return await _fields(form)
+        yield await _fields(form)
     finally:
         await form.close()
 
 
-async def _parse(request: Request, most: int) -> FormData:
+async def _parse(request: Request) -> FormData:
     """The parser decodes text by a charset, and what is no UTF-8 as latin-1 in silence: so it is told to take all of it as
     latin-1, which loses nothing, and `_text` decodes it."""
     kind = request.headers["content-type"]
@@ -122,7 +142,8 @@ async def _parse(request: Request, most: int) -> FormData:
         raise UnsupportedMedia(f"the charset of a form must be utf-8, got {checks.shown(charset)}")
     headers = Headers({"content-type": f'multipart/form-data; boundary="{boundary}"; charset=latin-1'})
     tail = _Tail(request)
-    parser = MultiPartParser(headers, tail.stream(), max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=most)
+    parser = MultiPartParser(headers, tail.stream(), max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=MAX_TEXT)
+    parser.spool_max_size = IN_MEMORY
     form = await parser.parse()
     if f"--{boundary}--".encode("latin-1") not in tail.last:
         await form.close()
@@ -143,20 +164,40 @@ class _Tail:
 
 
 async def _fields(form: FormData) -> Body:
-    body = Body()
+    body, room = Body(), MAX_TEXT
     for raw_name, part in form.multi_items():
         name = raw_name.encode("latin-1").decode("utf-8", "backslashreplace")
-        content = await part.read() if isinstance(part, UploadFile) else part.encode("latin-1")
         if name == "image" and isinstance(part, UploadFile):
-            body.put(name, content)
+            await _put_image(body, part)
             continue
+        content = await part.read(MAX_TEXT) if isinstance(part, UploadFile) else part.encode("latin-1")
         try:
             body.put(name, content.decode())
+            room -= len(content)
         except UnicodeDecodeError:
             body.faults[name] = f"{checks.shown(name)} must be text in UTF-8, got other bytes"
             # an unknown field with a file in it is probably meant to be the image, and the checks say so
             body.fields.setdefault(name, "" if name in checks.IMAGE_TO_IMAGE else content)
+        if room < 0:
+            raise TooLarge(f"the text of a form must have at most {MAX_TEXT} bytes, got more")
     return body
+
+
+async def _put_image(body: Body, part: UploadFile) -> None:
+    """The same file twice is fine, as it is with text."""
+    if body.image is None:
+        body.image = part
+    elif await _digest(body.image) != await _digest(part):
+        body.faults["image"] = f'"image" must be given once, got {body.image.size} bytes and {part.size} bytes'
+
+
+async def _digest(part: UploadFile) -> bytes:
+    def read() -> bytes:
+        digest = hashlib.file_digest(part.file, "sha256").digest()  # type: ignore[arg-type]  # a spooled file is one
+        part.file.seek(0)
+        return digest
+
+    return await asyncio.to_thread(read)
 
 
 def _media_type(request: Request) -> str:

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from starlette.background import BackgroundTask
+from starlette.datastructures import UploadFile
 
 from darkroom import checks, picture
 from darkroom.errors import ModelNotFound
-from darkroom.http.body import Body, read_form, read_json
+from darkroom.http.body import Body, form_of, read_json
+from darkroom.http.decoding import Decoders
 from darkroom.http.desk import Desk, desk_of
 from darkroom.http.events import stream
 from darkroom.http.examples import CONTROL, GENERATE
@@ -27,7 +29,8 @@ from darkroom.types import ApiKey, LoraCard, ModelCard, Params, Service
 
 T = TypeVar("T")
 MAX_NOTED = 2**15  # characters of a body that the log keeps
-DECODING = asyncio.Semaphore(2)  # uploads at once: a large one takes some hundred MB meanwhile
+DECODERS = Decoders()
+NO_FILE = hashlib.sha256().hexdigest()  # what hashes of bodies that Idempotency-Keys came with hold of a request without an image
 router = APIRouter(tags=["images"])
 
 
@@ -65,23 +68,44 @@ async def control(request: Request) -> Response:
     key, service = await desk.enter(request)
     query(request, {})
     wishes = wishes_of(request)
-    body = await read_form(request)
-    _note(request, desk, body, wishes)
-    card = await _card(desk, service, body)
-    content = body.fields.pop("image", b"")
-    body.faults |= _image_faults(content)
-    loras = await _loras(desk, body)
-    asked = checks.check(
-        body.fields, card, desk.settings.max_pixels, textual=True, image_to_image=True, faults=body.faults, loras=loras, webhook=desk.webhook
-    )
-    limits = desk.settings.max_input_pixels, desk.settings.max_pixels
-    async with DECODING:
-        pixels, width, height = await asyncio.to_thread(picture.from_upload, content, card, *limits, asked.width, asked.height)
+    async with form_of(request) as body:
+        _note(request, desk, body, wishes)
+        card = await _card(desk, service, body)
+        body.faults |= _image_faults(body)
+        loras = await _loras(desk, body)
+        asked = checks.check(
+            body.fields, card, desk.settings.max_pixels, textual=True, image_to_image=True, faults=body.faults, loras=loras, webhook=desk.webhook
+        )
+        assert body.image is not None
+        upload = await _while_connected(request, _decoded(desk, key, body.image, card, asked))
     params = Params(
-        card.name, asked.prompt, asked.negative_prompt, asked.steps, width, height, asked.cfg, asked.seed, pixels, asked.control_strength,
-        asked.loras, asked.preview_every,
+        card.name, asked.prompt, asked.negative_prompt, asked.steps, upload.width, upload.height, asked.cfg, asked.seed, upload.pixels,
+        asked.control_strength, asked.loras, asked.preview_every,
     )  # fmt: skip
-    return await _make(request, desk, key, params, asked, wishes, _order(request, body, card, loras, asked, bytes(content)))
+    return await _make(request, desk, key, params, asked, wishes, _order(request, body, card, loras, asked, upload.digest))
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An init picture: raw RGB, and the SHA-256 of the file that it came in."""
+
+    pixels: bytes
+    width: int
+    height: int
+    digest: str
+
+
+async def _decoded(desk: Desk, key: ApiKey, image: UploadFile, card: ModelCard, asked: checks.Asked) -> Upload:
+    """Until there is a place for it, an upload stays on the disk. Raises UnsupportedMedia, TooLarge or Invalid."""
+    limits = desk.settings.max_input_pixels, desk.settings.max_pixels
+
+    def decode() -> Upload:
+        content = image.file.read()
+        pixels, width, height = picture.from_upload(content, card, *limits, asked.width, asked.height)
+        return Upload(pixels, width, height, hashlib.sha256(content).hexdigest())
+
+    async with DECODERS.place(key.public_id):
+        return await DECODERS.run(decode)
 
 
 async def _make(request: Request, desk: Desk, key: ApiKey, params: Params, asked: checks.Asked, wishes: Wishes, order: Order) -> Response:
@@ -158,9 +182,9 @@ class Order:
     loras: tuple[str, ...]
 
 
-def _order(request: Request, body: Body, card: ModelCard, loras: dict[str, LoraCard], asked: checks.Asked, image: bytes = b"") -> Order:
+def _order(request: Request, body: Body, card: ModelCard, loras: dict[str, LoraCard], asked: checks.Asked, image: str = NO_FILE) -> Order:
     fields = {name: repr(value) for name, value in body.fields.items()}
-    said = [request.url.path.rpartition("/")[2], card.name, sorted(fields.items()), hashlib.sha256(image).hexdigest()]
+    said = [request.url.path.rpartition("/")[2], card.name, sorted(fields.items()), image]
     return Order(hashlib.sha256(json.dumps(said).encode()).hexdigest(), tuple(loras[lora.name].version for lora in asked.loras))
 
 
@@ -186,10 +210,12 @@ async def _loras(desk: Desk, body: Body) -> dict[str, LoraCard]:
     return await asyncio.to_thread(found, desk.settings.data_dir) if "loras" in body.fields else {}
 
 
-def _image_faults(content: str | bytes) -> dict[str, str]:
-    if isinstance(content, str):
-        return {"image": f"image must be sent as a file, got the text {checks.shown(content)}"}
-    return {} if content else {"image": "image must be given: a file with a PNG, JPEG or WebP picture"}
+def _image_faults(body: Body) -> dict[str, str]:
+    """What is wrong with the way in which the image came; takes the field out."""
+    text = body.fields.pop("image", None)
+    if text is not None:
+        return {"image": f"image must be sent as a file, got the text {checks.shown(text)}"}
+    return {} if body.image and body.image.size else {"image": "image must be given: a file with a PNG, JPEG or WebP picture"}
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

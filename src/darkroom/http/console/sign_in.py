@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from darkroom import __version__
+from darkroom import __version__, checks
 from darkroom.commands import command
+from darkroom.errors import Forbidden, UnsupportedMedia
 from darkroom.http.desk import COOKIE, Desk, desk_of
 from darkroom.http.query import fields, text
 from darkroom.http.replies import base_of
@@ -31,6 +33,7 @@ async def state(request: Request) -> dict[str, Any]:
 @router.post("/sign-in")
 async def sign_in(request: Request) -> Response:
     desk = desk_of(request)
+    _check_origin(request, base_of(desk, request))
     seconds = min(BODY_SECONDS, desk.settings.body_timeout)
     asked = await fields(request, {"link": text(200), "password": text(1000)}, seconds)
     address, agent = request.client.host if request.client else "", request.headers.get("user-agent", "")
@@ -76,6 +79,19 @@ async def end(request: Request) -> Response:
     await desk.signed_in(request)
     await desk.console.sessions.end(request.path_params["session_id"])
     return Response(status_code=204)
+
+
+def _check_origin(request: Request, base: str) -> None:
+    """Refuse what a page of another origin sends: it could try passwords by the browsers of others. Behind a proxy that changes
+    Host the browser's own word is the better one, where it gives it. Raises UnsupportedMedia or Forbidden."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise UnsupportedMedia(f"Content-Type must be application/json, got {checks.shown(kind)}")
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    hosts = {request.headers.get("host"), urlsplit(base).netloc}
+    own = site in ("same-origin", "none") if site else origin is None or urlsplit(origin).netloc in hosts
+    if not own:
+        raise Forbidden(f"sign-in must come from the dashboard's own page, got one of the origin {checks.shown(origin or site or '')}")
 
 
 def _is_here(request: Request) -> bool:
