@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +116,17 @@ class Lab:
             return np.asarray(self.text_to_image(height=params.height, width=params.width, **common).images[0])
         return np.asarray(self.image_to_image(**self.image_arguments(params), **common).images[0])
 
-    def engine(self, exact: bool = False) -> Engine:
-        """An engine whose clock lets every step take as long as any other, so that batches always grow."""
-        ticks = itertools.count()
-        return Engine(Residents.of({"tiny": Runner(self.family, self.loras)}), CostModel(), exact=exact, clock=lambda: next(ticks) * 0.01)
+    def engine(self, exact: bool = False, sizes: Iterable[tuple[int, int]] = ()) -> Engine:
+        """An engine whose clock lets every step take as long as any other, so that batches always grow; at once for these sizes
+        (height and width), whose costs it knows."""
+        ticks, cost = itertools.count(), CostModel()
+        cost.load({f"tiny {height} {width}": {str(rows): 0.01 for rows in range(1, 17)} for height, width in sizes})
+        return Engine(Residents.of({"tiny": Runner(self.family, self.loras)}), cost, exact=exact, clock=lambda: next(ticks) * 0.01)
 
     def ours(self, *submissions: tuple[int, Params], exact: bool = False, engine: Engine | None = None) -> list[np.ndarray]:
         """Pictures in order; each Params joins at the turn it is given with. The batches' row counts are kept in `rows`."""
-        engine, results = engine or self.engine(exact), {}
+        sizes = {(params.height, params.width) for _, params in submissions}
+        engine, results = engine or self.engine(exact, sizes), {}
         watched = Watch(engine.scheduler.schedule)
         engine.scheduler.schedule = watched  # only looks on
         turn = 0

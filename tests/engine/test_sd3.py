@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from decimal import Decimal
@@ -290,6 +291,35 @@ def test_a_single_file_takes_the_text_encoders_it_lacks_from_the_folder_beside(m
     shutil.rmtree(folder / "text_encoder_2")
     with pytest.raises(Unsupported, match="holds no text_encoder_2"):
         load(tmp_path / "one.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.scale_weight", "scaled fp8"),
+        ("text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q.weight_scale", "scaled fp8"),
+        ("model.diffusion_model.joint_blocks.0.x_block.attn3.qkv.weight", "may be a kind"),
+        ("model.diffusion_model.controlnet_blocks.0.weight", "a ControlNet"),
+        ("text_encoders.clip_g.transformer.text_model.encoder.layers.40.mlp.fc1.weight", "may be a kind"),
+        ("first_stage_model.decoder.extra.weight", "may be a kind"),
+    ],
+)
+def test_a_tensor_of_a_single_file_that_no_net_takes_is_refused_by_name(
+    medium: Path, lab: SD3Lab, tmp_path: Path, name: str, meaning: str
+) -> None:
+    shutil.copytree(medium, tmp_path / "one")
+    save_file(original_layout(lab.text_to_image) | {name: torch.ones(2)}, tmp_path / "one.safetensors")
+    with pytest.raises(Unsupported, match=f"{re.escape(name)}: .*{meaning}"):
+        load(tmp_path / "one.safetensors")
+
+
+def test_what_of_a_single_file_changes_no_picture_is_let_be(medium: Path, lab: SD3Lab, tmp_path: Path) -> None:
+    shutil.copytree(medium, tmp_path / "one")
+    more = ("text_encoders.clip_g.logit_scale", "text_encoders.clip_l.transformer.text_model.embeddings.position_ids")
+    more += ("text_encoders.t5xxl.spiece_model", "model_ema.decay", "text_encoders.clip_l.logit_scale")
+    weights = original_layout(lab.text_to_image) | {name: torch.ones(2) for name in more}
+    save_file(weights, tmp_path / "one.safetensors")
+    assert same(load(tmp_path / "one.safetensors"), lab.family)
 
 
 def test_files_of_the_fp16_variant_are_opened_whole_or_in_shards(medium: Path, lab: SD3Lab, tmp_path: Path) -> None:

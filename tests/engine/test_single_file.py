@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from decimal import Decimal
@@ -21,7 +22,7 @@ from darkroom.errors import ModelUnavailable, Unsupported
 from darkroom.models.catalogue import resolve
 from darkroom.types import Params
 from tests.conftest import EAGER, Server, cli
-from tests.engine.conftest import Lab, apart, make_checkpoint, photo
+from tests.engine.conftest import SDXL_SCHEDULER, Lab, apart, make_checkpoint, photo, psnr, with_scheduler
 from tests.engine.original import write_original
 
 # Nobody listens on port 9: a step to the hub would be an error.
@@ -146,3 +147,112 @@ def test_without_configs_and_without_a_hub_the_error_says_what_to_put_where(sing
     assert done.returncode == 1
     assert "put those of stabilityai/stable-diffusion-xl-base-1.0 beside it in a folder named alone" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+UNKNOWN = [
+    ("edm_mean", "an EDM model"),
+    ("edm_vpred.sigma_max", "an EDM model"),
+    ("model.diffusion_model.input_blocks.1.0.in_layers.2.scale_weight", "scaled fp8"),
+    ("model.diffusion_model.input_blocks.1.0.in_layers.2.weight_scale", "scaled fp8"),
+    ("model.diffusion_model.scaled_fp8", "scaled fp8"),
+    ("conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight_scale", "may be a kind"),
+    ("model.diffusion_model.input_blocks.1.0.in_layers.2.weight.absmax", "bitsandbytes"),
+    ("model.diffusion_model.input_blocks.99.0.in_layers.2.weight", "may be a kind"),
+    ("model.diffusion_model.input_blocks.1.0.in_layers.2.gate", "may be a kind"),
+    ("first_stage_model.decoder.mid.block_9.conv1.weight", "may be a kind"),
+    ("conditioner.embedders.0.transformer.text_model.encoder.layers.9.mlp.fc1.bias", "may be a kind"),
+    ("conditioner.embedders.2.model.weight", "may be a kind"),
+    ("cond_stage_model.transformer.text_model.embeddings.position_embedding.weight", "may be a kind"),
+    ("control_model.input_blocks.0.0.weight", "a ControlNet"),
+    ("something", "may be a kind"),
+]
+HARMLESS = [
+    "model_ema.diffusion_modelinput_blocks00weight", "model_ema.decay", "denoiser.sigmas", "denoiser.log_sigmas", "alphas_cumprod",
+    "alphas_cumprod_prev", "betas", "sqrt_one_minus_alphas_cumprod", "posterior_variance", "log_one_minus_alphas_cumprod", "logvar",
+    "global_step", "first_stage_model.loss.perceptual_loss.lin0.weight", "conditioner.embedders.0.logit_scale",
+    "conditioner.embedders.0.transformer.text_projection.weight", "conditioner.embedders.0.text_projection",
+    "conditioner.embedders.1.model.attn_mask",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "meaning"), UNKNOWN)
+def test_a_tensor_that_no_net_takes_is_refused_by_name(single: Path, tmp_path: Path, name: str, meaning: str) -> None:
+    file = spoilt(single, tmp_path, lambda weights: weights | {name: torch.ones(2)})
+    with pytest.raises(Unsupported, match=f"{re.escape(name)}: .*{meaning}"):
+        open_file(file)
+
+
+def test_what_changes_no_picture_is_let_be(single: Path, tmp_path: Path) -> None:
+    file = spoilt(single, tmp_path, lambda weights: weights | {name: torch.ones(2) for name in HARMLESS})
+    assert isinstance(open_file(file), SDXL)
+
+
+def test_a_folder_with_a_tensor_that_its_net_does_not_take_is_refused_too(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "more")
+    file = tmp_path / "more" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file) | {"down_blocks.0.resnets.0.gate": torch.ones(2)}, file, {"format": "pt"})
+    with pytest.raises(Unsupported, match=r"^unet: 1 tensors mean nothing to its nets, one is down_blocks\.0\.resnets\.0\.gate"):
+        open_file(tmp_path / "more")
+
+
+def test_adding_a_model_of_an_unknown_kind_is_refused(single: Path, tmp_path: Path) -> None:
+    file = spoilt(single, tmp_path, lambda weights: weights | {"edm_std": torch.ones(1, 4, 1, 1)})
+    done = cli("models", "add", "playground", str(file), "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 1
+    assert "edm_std: an EDM model" in done.stderr
+
+
+def said(single: Path, home: Path, metadata: dict[str, str], *marks: str, **scheduler: object) -> Path:
+    """The file with metadata and empty tensors of these names, and with other fields in the scheduler's config beside it."""
+    shutil.copytree(single.with_suffix(""), home / "said")
+    save_file(load_file(single) | {mark: torch.tensor([]) for mark in marks}, home / "said.safetensors", metadata)
+    config = home / "said" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | scheduler))
+    return home / "said.safetensors"
+
+
+V, ZERO_SNR = {"prediction_type": "v_prediction"}, {"rescale_betas_zero_snr": True}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "marks", "beside", "meant"),
+    [
+        ({}, ("v_pred",), {}, V),
+        ({}, ("v_pred", "ztsnr"), {}, V | ZERO_SNR),
+        ({"modelspec.prediction_type": "v"}, (), {}, V),
+        ({"modelspec.prediction_type": "v_prediction"}, ("ztsnr",), {}, V | ZERO_SNR),
+        ({"modelspec.prediction_type": "v"}, ("v_pred",), V, V),
+        ({}, (), V | ZERO_SNR, V | ZERO_SNR),
+        ({"modelspec.prediction_type": "epsilon"}, (), {}, {}),
+        ({"modelspec.title": "painter"}, (), {}, {}),
+    ],
+)
+def test_a_file_is_sampled_as_it_says(
+    folder: Path, single: Path, tmp_path: Path, metadata: dict[str, str], marks: tuple[str, ...], beside: dict, meant: dict
+) -> None:
+    """In parity with diffusers' own pipeline of the folder with the scheduler that the file means."""
+    family = open_file(said(single, tmp_path, metadata, *marks, **beside))
+    (tmp_path / "meant").mkdir()
+    lab = Lab(with_scheduler(folder, tmp_path / "meant", SDXL_SCHEDULER | meant))
+    assert {name: family.schedule.config[name] for name in meant} == meant
+    params = Params("tiny", "a red apple", "blurry", 10, 128, 64, 5.0, 3)
+    expected = lab.diffusers(params)
+    lab.family = family
+    (ours,) = lab.ours((0, params), exact=True)
+    assert psnr(ours, expected) >= 60
+
+
+@pytest.mark.parametrize(
+    ("metadata", "marks", "beside", "line"),
+    [
+        ({"modelspec.prediction_type": "epsilon"}, ("v_pred",), {}, "v_pred says v-prediction, and modelspec.prediction_type says epsilon"),
+        ({"modelspec.prediction_type": "epsilon"}, (), V, "prediction_type = 'v_prediction', and the file itself says epsilon"),
+        ({"modelspec.prediction_type": "x0"}, (), {}, "must be one of epsilon, v, v_prediction, got 'x0'"),
+        ({}, ("ztsnr",), {}, "zero terminal SNR"),
+    ],
+)
+def test_what_contradicts_itself_or_is_unknown_is_refused(
+    single: Path, tmp_path: Path, metadata: dict[str, str], marks: tuple[str, ...], beside: dict, line: str
+) -> None:
+    with pytest.raises(Unsupported, match=line):
+        open_file(said(single, tmp_path, metadata, *marks, **beside))

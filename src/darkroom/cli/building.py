@@ -197,7 +197,7 @@ def gateway_id(data_dir: Path) -> str:
 
 def version_of(card: ModelCard, settings: Settings) -> str:
     """What the pictures of a model depend on beside what is asked: its files, our code, the dtype and the mode."""
-    said = [__version__, stamps(Path(card.path or "")), settings.device, settings.dtype, settings.backend, settings.exact]
+    said = [__version__, stamps(card), settings.device, settings.dtype, settings.backend, settings.exact]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 

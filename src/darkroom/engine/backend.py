@@ -217,7 +217,7 @@ def graphs_folder(root: Path, card: ModelCard, int8: bool = False) -> Path:
     """Where the graphs of a model lie: other weights, another version or another layout, another folder; int8's lie apart, for a change of the setting
     must not cost a conversion."""
     made_by = [LAYOUT, *(version(package) for package in ("openvino", "diffusers", "torch", *(["nncf"] if int8 else [])))]
-    key = hashlib.sha256(json.dumps([stamps(Path(card.path or "")), made_by]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([stamps(card), made_by]).encode()).hexdigest()[:16]
     return root / card.name / (INT8 if int8 else OPENVINO) / key
 
 

@@ -18,7 +18,7 @@ log = structlog.get_logger("engine")
 WINDOW = 9  # measurements that a median is taken over: enough to shrug off a hiccup, few enough to follow a busy machine
 STALE = 1500  # observations of a size after which a row count that was not chosen since is tried again
 FIRST_GUESS = 2e-6  # seconds a row and latent pixel before anything was measured (a small net on a slow CPU)
-HOPE = 0.8  # with one row count measured, more rows are assumed to cost this much of their share, so that they get tried
+HOPE = 0.8  # with one row count measured or none, more rows are assumed to cost this much of their share, so that they get tried
 
 
 class Costs(Protocol):
@@ -139,7 +139,7 @@ class CostModel:
             return known[rows]
         if known:
             return _extrapolated(known, rows)
-        return rows * self._per_pixel(key.model) * key.height * key.width / 64
+        return (1 + HOPE * (rows - 1)) * self._per_pixel(key.model) * key.height * key.width / 64
 
     def _fresh(self, size: str) -> dict[int, float]:
         """Medians by rows, without what is too old to be trusted while other row counts were measured."""

@@ -10,14 +10,12 @@ from typing import Any
 
 from darkroom.engine.family import Family
 from darkroom.engine.hardware import choose
-from darkroom.engine.weights import count_weights
+from darkroom.engine.weights import CONFIGS, count_weights
 from darkroom.errors import DarkroomError, ModelUnavailable, Unsupported
 from darkroom.types import ModelCard
 
 log = logging.getLogger(__name__)
 
-# Configs and tokenizers for a single file without a folder beside it. SD 3.x's repositories are gated, so theirs must lie there.
-CONFIGS = {"sdxl": "stabilityai/stable-diffusion-xl-base-1.0", "sd3": None}
 CONFIG_FILES = ["model_index.json", "scheduler/*.json", "tokenizer*/*", "text_encoder*/config.json", "unet/config.json", "vae/config.json"]
 
 

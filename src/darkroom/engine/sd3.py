@@ -25,7 +25,7 @@ from darkroom.engine.lora_names import Layers, sd3_from_kohya
 from darkroom.engine.passes import STEP, Decode, Encode, Pass, Run, StepPass, Transformer
 from darkroom.engine.prompts import cut_note, cut_word, token_ids
 from darkroom.engine.sigmas import FlowSchedule
-from darkroom.engine.weights import SD3_BLOCKS, here, how_to_open, names_in, open_nets, open_single_file, refuse_gaps
+from darkroom.engine.weights import SD3_BLOCKS, here, how_to_open, names_in, open_nets, open_single_file, refuse_gaps, refuse_unknown
 from darkroom.errors import Unsupported
 from darkroom.types import Params
 
@@ -78,6 +78,7 @@ class SD3:
         nets, reports = open_nets(folder, present, dtype, tell)
         for name, report in reports.items():
             refuse_gaps(name, report["missing_keys"])
+            refuse_unknown(name, report["unexpected_keys"])
         tokenizers = [kind.from_pretrained(folder / name) for name, kind in TOKENIZERS.items() if T5 in nets or kind is CLIPTokenizer]
         return cls(nets, tokenizers, schedule, device, dtype)
 

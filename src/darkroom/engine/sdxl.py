@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from darkroom.engine.lora_names import Layers, sdxl_from_kohya
 from darkroom.engine.passes import STEP, Decode, Encode, KeyedUNet, Pass, Run, StepPass, UNet, keyable
 from darkroom.engine.prompts import cut_note, token_ids
 from darkroom.engine.sigmas import SigmaSchedule
-from darkroom.engine.weights import names_in, open_nets, open_single_file, refuse_gaps
+from darkroom.engine.weights import names_in, open_nets, open_single_file, prediction_in, refuse_gaps, refuse_unknown
 from darkroom.errors import Unsupported
 from darkroom.types import Params
 
@@ -81,6 +82,7 @@ class SDXL:
         _refuse(nets["unet"].config, nets["vae"].config)  # first: a config that cannot be honoured may be why weights are missing
         for name, report in reports.items():
             refuse_gaps(name, report["missing_keys"])
+            refuse_unknown(name, report["unexpected_keys"])
         return cls(nets, tokenizers, schedule, device, dtype, index.get("force_zeros_for_empty_prompt", True))
 
     @staticmethod
@@ -99,7 +101,7 @@ class SDXL:
         """
         from diffusers import StableDiffusionXLPipeline
 
-        index, schedule, tokenizers = _read_configs(config)
+        index, schedule, tokenizers = _read_configs(config, prediction_in(file))
         known = {"tokenizer": tokenizers[0], "tokenizer_2": tokenizers[1], "add_watermarker": False}
         _, nets = open_single_file(StableDiffusionXLPipeline, NETS, file, config, dtype, **known)
         return cls(nets, tokenizers, schedule, device, dtype, index.get("force_zeros_for_empty_prompt", True))
@@ -178,12 +180,13 @@ class SDXL:
         return sdxl_from_kohya(layers, self._nets)
 
 
-def _read_configs(folder: Path) -> tuple[dict[str, Any], SigmaSchedule, list[Any]]:
-    """What a checkpoint says beside its weights: model_index.json, the noise schedule, the tokenizers."""
+def _read_configs(folder: Path, said: Mapping[str, Any] = MappingProxyType({})) -> tuple[dict[str, Any], SigmaSchedule, list[Any]]:
+    """What a checkpoint says beside its weights: model_index.json, the noise schedule, the tokenizers. `said` is what a single file
+    says of its prediction. Raises Unsupported for what cannot be honoured."""
     index = json.loads((folder / "model_index.json").read_text())
     if index.get("requires_aesthetics_score"):
         raise Unsupported("model_index.json: requires_aesthetics_score = True (a refiner) cannot be honoured")
-    schedule = SigmaSchedule.read(folder)
+    schedule = SigmaSchedule.read(folder, said)
     return index, schedule, [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
 
 

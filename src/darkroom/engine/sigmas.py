@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,14 @@ class SigmaSchedule:
             raise Unsupported(f"{WHERE}: {error}") from error
 
     @classmethod
-    def read(cls, folder: Path) -> SigmaSchedule:
-        """From a diffusers folder."""
-        return cls(_read(folder))
+    def read(cls, folder: Path, said: Mapping[str, Any]) -> SigmaSchedule:
+        """From a diffusers folder. `said` is what a single file says of its prediction: it stands above the config of a model that
+        predicts epsilon, for that is the one which every file is opened with. Raises Unsupported."""
+        config = _read(folder)
+        if said.get("prediction_type") == "epsilon" and config.get("prediction_type") == "v_prediction":
+            line = "scheduler_config.json: prediction_type = 'v_prediction', and the file itself says epsilon (modelspec.prediction_type)"
+            raise Unsupported(line)
+        return cls({**config, **said})
 
     def plan(self, steps: int, start: int = 0) -> tuple[np.ndarray, float]:
         """Coefficients [n, 8] of the steps from `start` on, and the scale of pure noise at the very first.

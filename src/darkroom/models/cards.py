@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from darkroom.engine.weights import SD3_BLOCKS
+from darkroom.engine.weights import SD3_BLOCKS, meaning_of
 from darkroom.errors import NotFound, Unsupported
 from darkroom.models.licences import stated
 from darkroom.types import ModelCard
@@ -31,7 +31,11 @@ def card_at(path: Path) -> ModelCard:
         return read_card(path)
     if path.suffix != ".safetensors":
         raise NotFound(f"{path.name} is neither a diffusers folder nor a .safetensors file")
-    return ModelCard(path.stem, _family_of(path), str(path))
+    names = _names_in(path)
+    if telling := next(filter(meaning_of, names), None):
+        raise Unsupported(f"{path.name} holds {telling}: {meaning_of(telling)}")
+    family = "sd3" if any(name.startswith(SD3_BLOCKS) for name in names) else "sdxl"
+    return ModelCard(path.stem, family, str(path))
 
 
 def family_of(folder: Path) -> str:
@@ -84,12 +88,10 @@ def _said(file: Path) -> dict[str, Any]:
     return content
 
 
-def _family_of(file: Path) -> str:
-    """The family of a single file, by the names of its weights, which stand as JSON at its head. A broken file counts as
-    SDXL: whoever opens it refuses it."""
+def _names_in(file: Path) -> list[str]:
+    """The names of the weights in a single file, which stand as JSON at its head. Of a broken file none: whoever opens it refuses it."""
     try:
         with file.open("rb") as head:
-            names = list(json.loads(head.read(min(int.from_bytes(head.read(8), "little"), MAX_HEAD))))
+            return list(map(str, json.loads(head.read(min(int.from_bytes(head.read(8), "little"), MAX_HEAD)))))
     except (ValueError, TypeError, RecursionError):
-        return "sdxl"
-    return "sd3" if any(str(name).startswith(SD3_BLOCKS) for name in names) else "sdxl"
+        return []
