@@ -438,6 +438,7 @@ class WorkerState:
     last two `error` says why.
 
     loaded: the models in memory; `memory` has the bytes of their weights, in the same order. loading: the one that comes.
+    preparing: models in memory whose backend is still to be measured.
     """
 
     status: str
@@ -447,3 +448,4 @@ class WorkerState:
     device: str = ""
     dtype: str = ""
     error: str = ""
+    preparing: tuple[str, ...] = ()

@@ -114,3 +114,16 @@ def test_a_table_that_cannot_be_written_harms_nobody(tmp_path: Path) -> None:
     cost.load({size_name(KEY): {"1": 0.1}})
     cost.save()
     assert cost.step_seconds(KEY, 1) == pytest.approx(0.1)
+
+
+def test_a_model_that_runs_on_another_backend_is_learnt_anew() -> None:
+    other = BatchKey("m two", 256, 256)
+    cost = CostModel()
+    for key in (KEY, other):
+        for _ in range(2):
+            cost.observe_step(key, 2, 1.0)
+            cost.observe_decode(key, 1, 1.0)
+    cost.forget("m")
+    assert list(cost.table()) == [size_name(other)]
+    cost.observe_step(KEY, 2, 60.0)
+    assert cost.step_seconds(KEY, 2) < 60, "its first pass may hold seconds of compiling"

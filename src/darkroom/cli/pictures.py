@@ -120,11 +120,11 @@ async def _run(card: ModelCard, params: Params, settings: Settings) -> Finished:
 
     quiet = settings if "log_level" in settings.model_fields_set else settings.model_copy(update={"log_level": "warning"})
     log.to_stderr(quiet.log_level)
-    worker = LocalWorker([card], quiet)
+    worker = LocalWorker([card], quiet, prepare=False)
     await worker.start()
     try:
         with Bar(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("loading", total=None)
+            task = bar.add_task(f"Getting {card.name} ready", total=None)
             async with aclosing(worker.submit(f"cli-{secrets.token_hex(4)}", params)) as events:  # type: ignore[type-var]
                 async for event in events:
                     if isinstance(event, Loading):

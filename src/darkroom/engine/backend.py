@@ -1,7 +1,8 @@
 """Which backend runs the passes of a model: eager PyTorch, the reference, OpenVINO's graphs where they are faster here, or
 torch.compile where that is asked for.
 
-`auto` converts a model at its first load, measures both and remembers the outcome beside the graphs. No torch at import.
+`auto` begins a new model with PyTorch; `preparation.py` has it converted beside the work, both are measured once, and the outcome is
+remembered beside the graphs. A large model is converted and measured at its first load. No torch at import.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ GRAPHS = (OPENVINO, INT8)
 LAYOUT = 6  # of the graphs: another number makes those on the disk stale
 DEMANDED = "the setting backend says so"
 CHOICE = "choice.json"
+COPIES = 3  # of the weights while a model that is in memory is converted: its own, those in the other process, and the graphs
 STEPS = 20  # that a picture takes, for the weight of the denoiser against the decode
 
 
@@ -78,7 +80,11 @@ class Backends:
         known = read_choice(self._folder(card))
         if self._wanted in GRAPHS:
             return known if known and known.backend == INT8 else Choice(self._wanted, DEMANDED)
-        return known or Choice("auto", "its first load will measure PyTorch against OpenVINO")
+        if known:
+            return known
+        if COPIES * weights > self._budget:
+            return Choice("auto", "its first load will measure PyTorch against OpenVINO")
+        return Choice("auto", f"{getting_ready(card.name)}: it runs on PyTorch until a server has measured OpenVINO against it")
 
     def _obstacle(self, weights: int, device: str, dtype: str) -> str:
         from darkroom.engine.hardware import choose
@@ -108,6 +114,75 @@ class Backends:
 
             self._begun[folder] = Begun(folder, self._threads)
 
+    def defers(self, family: Any, card: ModelCard) -> bool:
+        """Whether a model begins with PyTorch, to be converted and measured later: where nothing is known of it yet, and a
+        second process has room to convert it."""
+        if self._wanted != "auto" or read_choice(self._folder(card)) is not None:
+            return False
+        weights = _bytes_of(family)
+        return not self._obstacle_of(family, weights) and COPIES * weights <= self._budget
+
+    def is_converted(self, family: Any, card: ModelCard) -> bool:
+        """Whether there is nothing left to convert: graphs are there, or it is known that none can be."""
+        from darkroom.engine.graphs import are_there
+
+        folder = self._folder(card)
+        return read_choice(folder) is not None or are_there(family.passes(), folder)
+
+    def convert(self, family: Any, card: ModelCard) -> None:
+        """Write the graphs of a model, compiled too, to be measured by another process. Where that fails it is noted."""
+        from darkroom.engine.graphs import clear_older, open_graphs
+
+        folder = self._folder(card)
+        try:
+            with self._turn(family, folder):
+                if self.is_converted(family, card):
+                    return
+                _check_disk(folder, _bytes_of(family))
+                open_graphs(family.passes(), folder, self._threads)
+                clear_older(folder)
+        except (OSError, RuntimeError, Unsupported) as error:
+            log.warning("no graphs", model=card.name, error=repr(error))
+            self._given_up(folder, error)
+
+    def give_up(self, card: ModelCard, error: Exception) -> None:
+        """Note that a model cannot be converted: it is not tried again."""
+        self._given_up(self._folder(card), error)
+
+    def candidate(self, family: Any, card: ModelCard) -> Callable[[], Fast | None]:
+        """Open graphs that `convert` made, on any thread. What it returns is for the thread that owns the nets: it measures them
+        against PyTorch and returns the family through what is faster, None where that is PyTorch."""
+        from darkroom.engine.graphs import open_graphs
+
+        folder = self._folder(card)
+        if read_choice(folder) is None and not self.is_converted(family, card):
+            return lambda: None  # what kept it from being converted may have passed by the next load
+        try:
+            graphs = {} if self._is_eager(folder) else open_graphs(family.passes(), folder, self._threads)
+        except (OSError, RuntimeError) as error:
+            log.warning("no graphs", model=card.name, error=repr(error))
+            self._given_up(folder, error)
+            graphs = {}
+        return lambda: self._settle(family, card, graphs)
+
+    def _settle(self, family: Any, card: ModelCard, graphs: Mapping[str, Any]) -> Fast | None:
+        from darkroom.engine.hardware import use_threads
+
+        folder = self._folder(card)
+        use_threads(self._threads)
+        try:
+            kept, choice = self._decide(family, folder, graphs) if graphs else (graphs, read_choice(folder))
+        except (OSError, RuntimeError, Unsupported) as error:
+            log.warning("no graphs", model=card.name, error=repr(error))
+            kept, choice = {}, self._given_up(folder, error)
+        if choice is not None:
+            log.info("backend", model=card.name, backend=choice.backend, why=choice.why)
+        return Fast(family.through(kept), apart=True) if kept else None
+
+    def _is_eager(self, folder: Path) -> bool:
+        choice = read_choice(folder)
+        return choice is not None and self._stays_eager(choice)
+
     def accelerate(self, family: Any, card: ModelCard, tell: Callable[[float], None] = lambda part: None) -> Fast | None:
         """The family through a faster backend, or None where eager PyTorch is to run it; `tell` is told the part that is done,
         0 to 1. Raises Unsupported where graphs were demanded and cannot be had.
@@ -117,8 +192,8 @@ class Backends:
 
             name, module = family.denoiser()
             return Fast(family.through({name: Compiled(module, family.device)}), apart=False)
-        weights = sum(4 * weight.numel() for one in family.passes().values() for weight in one.module.parameters())
-        why = self.obstacle(weights, str(family.device), str(family.dtype).removeprefix("torch."))
+        weights = _bytes_of(family)
+        why = self._obstacle_of(family, weights)
         if why:
             log.info("backend", model=card.name, backend=EAGER, why=why)
             return None
@@ -132,6 +207,9 @@ class Backends:
             graphs, choice = {}, self._given_up(folder, error)
         log.info("backend", model=card.name, backend=choice.backend, why=choice.why)
         return Fast(family.through(graphs), apart=True) if graphs else None
+
+    def _obstacle_of(self, family: Any, weights: int) -> str:
+        return self.obstacle(weights, str(family.device), str(family.dtype).removeprefix("torch."))
 
     def _given_up(self, folder: Path, error: Exception) -> Choice:
         """Files that cannot be read are made again at the next load; a model that cannot be converted is not tried again."""
@@ -184,18 +262,25 @@ class Backends:
 
     def _open(self, family: Any, folder: Path, tell: Callable[[float], None]) -> tuple[Mapping[str, Any], Choice]:
         from darkroom.engine.graphs import clear_older, open_graphs
-        from darkroom.engine.passes import STEP
-        from darkroom.engine.race import race
 
         choice = read_choice(folder)
         if choice and self._stays_eager(choice):
             return {}, choice
         graphs = open_graphs(family.passes(), folder, self._threads, fixed=not self._exact, tell=tell, begun=self._begun.pop(folder, None))
         if choice is None:
+            clear_older(folder)
+        return self._decide(family, folder, graphs)
+
+    def _decide(self, family: Any, folder: Path, graphs: Mapping[str, Any]) -> tuple[Mapping[str, Any], Choice]:
+        """What is known of these graphs, measured now where nothing is; without the graphs where PyTorch is faster."""
+        from darkroom.engine.passes import STEP
+        from darkroom.engine.race import race
+
+        choice = read_choice(folder)
+        if choice is None:
             found = race(family.passes(), graphs)
             choice = _choose(found, graphs[STEP].halved)
             _write_choice(folder, choice)
-            clear_older(folder)
         if self._stays_eager(choice):
             shutil.rmtree(folder)
             folder.mkdir()
@@ -203,6 +288,16 @@ class Backends:
             return {}, choice
         graphs[STEP].halved = choice.halved
         return graphs, choice if self._wanted == "auto" else Choice(OPENVINO, DEMANDED)
+
+
+def getting_ready(model: str) -> str:
+    """What is said while a new model is converted and measured."""
+    return f"Getting {model} ready (first time only)"
+
+
+def _bytes_of(family: Any) -> int:
+    """Bytes of the weights that graphs hold, in float32."""
+    return sum(4 * weight.numel() for one in family.passes().values() for weight in one.module.parameters())
 
 
 def _words_for(error: Exception) -> str:
@@ -222,7 +317,7 @@ def graphs_folder(root: Path, card: ModelCard, int8: bool = False) -> Path:
 
 
 def read_choice(folder: Path) -> Choice | None:
-    """What was found at the first load; None where that is still to come."""
+    """What was found when the model was new; None where that is still to come."""
     try:
         return Choice(**json.loads((folder / CHOICE).read_text()))
     except (OSError, ValueError, TypeError):
@@ -240,7 +335,7 @@ def _choose(found: Mapping[str, Raced], halved: bool) -> Choice:
     openvino = sum(times.get(name, STEPS) * one.openvino for name, one in found.items())
     lines = [f"{name} {1000 * one.openvino:.0f} against {1000 * one.eager:.0f} ms" for name, one in found.items()]
     how = "OpenVINO, steps in two halves at once," if halved else "OpenVINO"
-    return Choice(OPENVINO if openvino < eager else EAGER, f"measured at the first load, {how} against PyTorch: {', '.join(lines)}", halved)
+    return Choice(OPENVINO if openvino < eager else EAGER, f"measured once, {how} against PyTorch: {', '.join(lines)}", halved)
 
 
 def _check_disk(folder: Path, weights: int) -> None:

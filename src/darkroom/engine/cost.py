@@ -7,7 +7,7 @@ import os
 import statistics
 from collections import deque
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -81,6 +81,16 @@ class CostModel:
     def job_seconds(self, key: BatchKey, rows: int, steps: int) -> float:
         """Expected seconds of machine time for `steps` steps of a Sample alone, and its decode."""
         return steps * self.step_seconds(key, rows) + self.decode_seconds(key)
+
+    def forget(self, model: str) -> None:
+        """Drop what was learnt of a model: another backend runs it from now on."""
+        by_size: tuple[dict[str, Any], ...] = self._steps, self._seen, self._decodes, self._medians
+        for table in by_size:
+            for size in [size for size in table if _model_of(size) == model]:
+                del table[size]
+        self._decoded = {size for size in self._decoded if _model_of(size) != model}
+        self._last = {key: seen for key, seen in self._last.items() if _model_of(key[0]) != model}
+        self._told.clear()
 
     @property
     def known(self) -> int:
@@ -187,6 +197,10 @@ def _extrapolated(known: dict[int, float], rows: int) -> float:
     if len(below) > 1:
         slope = max(0.0, (known[near] - known[below[-2]]) / (near - below[-2]))
     return known[near] + slope * (rows - near)
+
+
+def _model_of(size: str) -> str:
+    return size.rsplit(" ", 2)[0]
 
 
 def size_name(key: BatchKey) -> str:

@@ -13,7 +13,7 @@ import structlog
 
 from darkroom.engine.cost import CostModel
 from darkroom.engine.hardware import is_fatal
-from darkroom.engine.messages import Cancel, Load, Loaded, LoadFailed, LoadPart, Message, Stop, Submit, Unload
+from darkroom.engine.messages import Cancel, Load, Loaded, LoadFailed, LoadPart, Message, Prepared, Stop, Submit, Unload
 from darkroom.engine.residents import RETRY_SECONDS, Residents
 from darkroom.engine.runner import Runner
 from darkroom.engine.sample import Batch, BatchKey, Sample
@@ -23,6 +23,7 @@ from darkroom.types import Cancelled, Event, Failed, Finished, Loading, Params, 
 
 log = structlog.get_logger("engine")
 
+SWITCH_PATIENCE = 5.0  # seconds that a model's new backend waits for its jobs to end before newcomers wait for it
 NOBODY = ""  # the job of a Failed that is still to be given to one
 NOT_FINITE = Failed(NOBODY, "not_finite", "the model gave numbers that are not finite (NaN); other parameters may help")
 
@@ -51,6 +52,7 @@ class Engine:
         self._finishing: list[Sample] = []  # denoised, not yet decoded
         self._flights: dict[tuple[BatchKey, Params], Sample] = {}  # all of those, and the scheduler's, by what makes their picture
         self._aboard: dict[str, Sample] = {}  # by job
+        self._prepared: dict[str, tuple[Prepared, float]] = {}  # by model, and when it came
         self._events: list[Event] = []
         self._stopped = False
 
@@ -64,7 +66,12 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        return bool(len(self.scheduler) or self._finishing or self.residents.waits_for_room)
+        return bool(len(self.scheduler) or self._finishing or self.residents.waits_for_room or self._prepared)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is neither a job nor a load; any thread may ask."""
+        return not self.busy and self.residents.loading is None
 
     def step(self, wait: bool = False) -> list[Event]:
         """One turn; with `wait` it sleeps until a message comes. Returns the news of all jobs."""
@@ -104,19 +111,49 @@ class Engine:
                 self.residents.settle(message)
                 line = f"the model could not be loaded: {why}"
                 self._events += [Failed(job.job_id, "model_unavailable", line, 503, RETRY_SECONDS) for job in self._waiting.pop(model, [])]
+            case Prepared(model):
+                self._prepared[model] = message, self._clock()
             case Stop():
                 self._stopped = True
 
     def _call_in(self) -> None:
         """Let those in whose model is in memory; ask for the models of the rest, and begin to load one if there is room."""
+        self._switch_backends()
         for model in [model for model, jobs in self._waiting.items() if jobs]:
             if model not in self.residents:
                 self.residents.want(model)
-            elif not self.residents.holds_back(model):
+            elif not self.residents.holds_back(model) and not self._switch_is_overdue(model):
                 for job in self._waiting.pop(model):
                     self._try_to_admit(job)
         if self.residents.waits_for_room:
             self.residents.advance(self._busy_models())
+
+    def _switch_backends(self) -> None:
+        """Measure the graphs that have come and take them where they are faster: while nobody wants a picture, or when they have
+        waited long enough, once no job of their model is under way."""
+        if not self._prepared:
+            return
+        busy = self._busy_models()
+        wanted = bool(busy) or any(self._waiting.values())
+        for model in list(self._prepared):
+            if not wanted or (self._switch_is_overdue(model) and model not in busy):
+                prepared, _ = self._prepared.pop(model)
+                if self.residents.holds(model, prepared.runner()):
+                    self._switch(model, prepared)
+
+    def _switch(self, model: str, prepared: Prepared) -> None:
+        try:
+            fast = prepared.settle()
+        except Exception as error:
+            log.error("a backend could not be measured", model=model, error=repr(error))
+            fast = None
+        self.residents.runner(model).switch(fast)
+        if fast is not None:
+            self._cost.forget(model)
+
+    def _switch_is_overdue(self, model: str) -> bool:
+        """Whether newcomers of a model must wait, so that its jobs end and its backend can change."""
+        return model in self._prepared and self._clock() - self._prepared[model][1] > SWITCH_PATIENCE
 
     def _busy_models(self) -> set[str]:
         return {sample.key.model for sample in (*self.scheduler.samples(), *self._finishing)}

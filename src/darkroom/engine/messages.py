@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,4 +70,17 @@ class LoadFailed:
     why: str
 
 
-Message = Submit | Cancel | Stop | Load | Unload | LoadPart | Loaded | LoadFailed
+@dataclass(frozen=True)
+class Prepared:
+    """The graphs of a model in memory are there to be measured against PyTorch.
+
+    runner: returns the Runner they were opened for, or None once it has left the memory. settle: called on
+    the thread that owns the nets, measures both and returns what is faster than PyTorch, or None.
+    """
+
+    model: str
+    runner: Callable[[], Any] = field(repr=False)
+    settle: Callable[[], Any] = field(repr=False)
+
+
+Message = Submit | Cancel | Stop | Load | Unload | LoadPart | Loaded | LoadFailed | Prepared

@@ -70,6 +70,15 @@ class Residents:
         resident.used = self._clock()
         return resident.runner
 
+    def holds(self, model: str, runner: Any) -> bool:
+        """Whether this Runner of the model is the one in memory."""
+        return model in self._here and self._here[model].runner is runner
+
+    @property
+    def preparing(self) -> tuple[str, ...]:
+        """Models in memory whose backend is still to be chosen."""
+        return tuple(name for name, resident in self._here.items() if resident.runner.undecided)
+
     @property
     def loaded(self) -> dict[str, int]:
         """Bytes by model."""

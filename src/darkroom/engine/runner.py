@@ -81,17 +81,18 @@ class Runner:
 
     def __init__(
         self, family: Family, lora_folder: Path = Path("loras"), max_lora_bytes: int = 0, fast: Fast | None = None,
-        threads: int | None = None, decode_room: int | None = None,
+        threads: int | None = None, decode_room: int | None = None, undecided: bool = False,
     ):  # fmt: skip
         """fast is for Samples without LoRAs, since those are laid over the modules. threads: of PyTorch on the CPU; as many as now
-        where None. decode_room: bytes that decoding may take beside the weights; by the device's memory where None."""
+        where None. decode_room: bytes that decoding may take beside the weights; by the device's memory where None.
+        undecided: whether a faster backend may come later by `switch`; its weights are counted from now on."""
         self.family = family
         self._fast: Family = fast.family if fast else family
         self._apart = fast is not None and fast.apart
+        self.undecided = undecided
         self._threads = threads or torch.get_num_threads()
         self._decode_room = room_for_decodes(family.device) if decode_room is None else decode_room
-        copies = 2 if self._apart else 1
-        self._net_bytes = copies * sum(tensor.nbytes for net in family.nets().values() for tensor in (*net.parameters(), *net.buffers()))
+        self._net_bytes = sum(tensor.nbytes for net in family.nets().values() for tensor in (*net.parameters(), *net.buffers()))
         self._loras = Loras(family, lora_folder, max_lora_bytes)
         self._texts: OrderedDict[tuple[str, tuple[LoraKey, ...], bool], Text] = OrderedDict()
         self._company: _Company | None = None  # of the last step
@@ -104,7 +105,20 @@ class Runner:
     @property
     def nbytes(self) -> int:
         """Bytes of the nets' weights, those of a faster backend too, and of the LoRAs that are kept for them."""
-        return self._net_bytes + self._loras.nbytes
+        copies = 2 if self._apart or self.undecided else 1
+        return copies * self._net_bytes + self._loras.nbytes
+
+    def switch(self, fast: Fast | None) -> None:
+        """Run Samples through a faster backend from now on, or stay with PyTorch for good where None.
+
+        No Sample of this model may be under way: its text was encoded for the backend that began it.
+        """
+        self.undecided = False
+        if fast is None:
+            return
+        self._fast, self._apart = fast.family, fast.apart
+        self._texts.clear()
+        self._company = None
 
     def release(self) -> None:
         """Give the device's cached memory back; call it once nobody else holds the Runner."""

@@ -70,16 +70,28 @@ def _build(order: Order, send: Callable[[Any], None], inbox: queue.SimpleQueue[M
 
         from darkroom.engine.engine import Engine
         from darkroom.engine.load import import_families
+        from darkroom.engine.preparation import Preparation
 
         import_families(order.cards)
-    residents = Residents({card.name: _source(card, order, backends, threads) for card in order.cards}, budget)
+    preparation = Preparation(backends, lambda card: _task(card, order, budget, threads)) if order.prepare else None
+    residents = Residents({card.name: _source(card, order, backends, threads, preparation) for card in order.cards}, budget)
     cost = CostModel(order.costs)
     engine = Engine(residents, cost, order.max_rows, order.exact, started=lambda job_id: send(Started(job_id)), inbox=inbox)
+    if preparation is not None:
+        preparation.start(engine)
     residents.preload(order.preload)
     return engine, cost, lambda: _state(residents, str(device), str(dtype).removeprefix("torch."))
 
 
-def _source(card: ModelCard, order: Order, backends: Any, threads: int) -> Source:
+def _task(card: ModelCard, order: Order, budget: int, threads: int) -> Any:
+    from darkroom.engine.convert import Task
+
+    return Task(
+        card=card, device=order.device, dtype=order.dtype, graphs=order.graphs, budget=budget, threads=threads, log_level=order.log_level
+    )
+
+
+def _source(card: ModelCard, order: Order, backends: Any, threads: int, preparation: Any) -> Source:
     from darkroom.engine.hardware import use_threads
     from darkroom.engine.load import bytes_needed, load_family
     from darkroom.engine.runner import Runner
@@ -91,6 +103,11 @@ def _source(card: ModelCard, order: Order, backends: Any, threads: int) -> Sourc
     def load(tell: Callable[[float], None]) -> Runner:
         use_threads(threads)  # this thread began with what the engine's had just then
         family = load_family(card, order.device, order.dtype, lambda part: tell(0.5 * part))
+        if backends.defers(family, card):
+            runner = Runner(family, order.loras, order.max_lora_bytes, threads=threads, undecided=preparation is not None)
+            if preparation is not None:
+                preparation.add(card, runner)
+            return runner
         fast = backends.accelerate(family, card, lambda part: tell(0.5 + 0.5 * part))
         return Runner(family, order.loras, order.max_lora_bytes, fast, threads)
 
@@ -101,7 +118,8 @@ def _state(residents: Residents, device: str, dtype: str) -> WorkerState:
     """Ready is who has a model, or has not been asked for one."""
     loaded, failures = residents.loaded, residents.failures
     status = "ready" if loaded or not (failures or residents.loading) else "loading" if residents.loading else "failed"
-    return WorkerState(status, tuple(loaded), tuple(loaded.values()), residents.loading or "", device, dtype, "; ".join(failures))
+    error = "; ".join(failures)
+    return WorkerState(status, tuple(loaded), tuple(loaded.values()), residents.loading or "", device, dtype, error, residents.preparing)
 
 
 def _listen(connection: Connection, inbox: queue.SimpleQueue[Message], built: threading.Event) -> None:

@@ -61,7 +61,9 @@ class _Entry:
 class LocalWorker:
     """Runs an Engine for these models in a child process; see `worker/protocol.py` for the calls."""
 
-    def __init__(self, cards: Sequence[ModelCard], settings: Settings):
+    def __init__(self, cards: Sequence[ModelCard], settings: Settings, prepare: bool = True):
+        """prepare: whether new models may be converted beside the work; what ends with a picture does without."""
+        self._prepare = prepare
         self._cards = {card.name: card for card in cards}
         self._settings = settings
         self._costs = CostModel()
@@ -169,7 +171,7 @@ class LocalWorker:
         data = settings.data_dir
         self._send(Order(
             cards, settings.device, settings.dtype, settings.threads, settings.max_rows, settings.exact, data / "costs.json",
-            settings.memory_budget, preload, data / LORAS, settings.max_lora_bytes, settings.backend, settings.graphs, settings.log_level,
+            settings.memory_budget, preload, data / LORAS, settings.max_lora_bytes, settings.backend, settings.graphs, self._prepare, settings.log_level,
             self._tick_seconds,
         ))  # fmt: skip
         threading.Thread(target=self._read, args=(connection, self._process), daemon=True).start()

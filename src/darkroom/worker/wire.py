@@ -29,6 +29,7 @@ class Order:
     max_lora_bytes: int
     backend: str
     graphs: Path  # the folder of converted models
+    prepare: bool  # whether models may be converted beside the work
     log_level: str
     beat_seconds: float  # between two signs of life
 

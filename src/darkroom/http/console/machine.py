@@ -93,6 +93,7 @@ async def _shown(desk: Desk, card: ModelCard) -> dict[str, Any]:
         "name": card.name, "family": card.family, "hub_id": card.hub_id, "installed": card.path is not None or bool(pull and pull.done and pull.error is None),
         "served": card.name in desk.cards, "serve_command": serve_command,
         "loaded": card.name in state.loaded, "loading": card.name == state.loading,
+        "preparing": card.name in state.preparing,
         "memory_bytes": memory, "memory_needed_bytes": memory_bytes(card, state.dtype or "float32") if card.parameters else 0, "disk_bytes": card.disk_bytes,
         "default_side": card.default_side, "max_side": card.max_side, "default_steps": card.default_steps, "steps": [card.min_steps, card.max_steps],
         "default_cfg_scale": card.default_cfg, "gated": card.gated, "hint": card.hint, "examples": list(card.examples),
