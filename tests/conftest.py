@@ -26,6 +26,20 @@ LONGEST = (
 )  # fmt: skip
 
 EAGER = {"DARKROOM_BACKEND": "eager"}  # for a model of a test's own, which would first be converted and measured, where this is not about graphs
+IN_THE_BOX = "demo-xl", "demo-3.5"
+CHOOSE = """
+import sys
+from pathlib import Path
+from darkroom.engine.backend import Backends
+from darkroom.engine.hardware import use_threads
+from darkroom.engine.load import load_family
+from darkroom.models.catalogue import resolve
+
+backends = Backends("auto", Path(sys.argv[1]), 10**10, threads=use_threads(0))
+for card in (resolve(name, Path("data")) for name in sys.argv[2:]):
+    backends.accelerate(load_family(card, "cpu", "float32"), card)
+"""
+
 FRESH = {"Cache-Control": "no-cache"}  # tests are about pictures that are made, unless they say otherwise
 
 
@@ -103,6 +117,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def as_installed() -> None:
     """Not at the configuration: processes that run tests inherit what was set there, and they need what the others lack."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent / "as_installed"), os.environ.get("PYTHONPATH", ""))))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def chosen_backends(as_installed: None) -> None:
+    """The models in the box are converted and measured before the tests, once for all runs: no test meets a change of the
+    backend unless it is about that."""
+    from darkroom.engine.backend import graphs_folder, read_choice
+    from darkroom.models.catalogue import resolve
+
+    cards = [resolve(name, Path("data")) for name in IN_THE_BOX]
+    root = Path(os.environ["DARKROOM_GRAPHS_DIR"])
+    if any(read_choice(graphs_folder(root, card)) is None for card in cards):
+        subprocess.run([sys.executable, "-c", CHOOSE, str(root), *IN_THE_BOX], check=True, timeout=600)
 
 
 def cli(*words: str, **environment: str) -> subprocess.CompletedProcess:

@@ -24,7 +24,7 @@ from darkroom.engine.passes import STEP
 from darkroom.engine.preparation import Preparation
 from darkroom.engine.residents import Residents
 from darkroom.engine.runner import Runner
-from darkroom.types import FINAL, Event, Finished, ModelCard, Params
+from darkroom.types import FINAL, Event, Finished, ModelCard
 
 from .conftest import Lab, psnr
 from .test_parity import params

@@ -137,9 +137,10 @@ class Engine:
         wanted = bool(busy) or any(self._waiting.values())
         for model in list(self._prepared):
             if not wanted or (self._switch_is_overdue(model) and model not in busy):
-                prepared, _ = self._prepared.pop(model)
+                prepared, _ = self._prepared[model]
                 if self.residents.holds(model, prepared.runner()):
                     self._switch(model, prepared)
+                del self._prepared[model]  # not before: who asks meanwhile must not take the engine for idle
 
     def _switch(self, model: str, prepared: Prepared) -> None:
         try:
