@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import requests
+from ready import until_settled
 
 COUNT = 100
 BODY = {"prompt": "a red apple on a blue background", "steps": 10, "width": 128, "height": 128, "cfg_scale": 1}
@@ -29,6 +30,7 @@ def main() -> None:
         lines = [server.stdout.readline() for _ in range(3)]
         base, key = (re.findall(r"=(\S+)", line)[0] for line in lines[:2])
         try:
+            until_settled(base)
             measure(base, base.rpartition("/")[0], {"Authorization": f"Bearer {key}", "Cache-Control": "no-cache"}, Path(folder))
         finally:
             server.kill()

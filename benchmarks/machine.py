@@ -17,6 +17,7 @@ import peers
 import torch
 from diffusers import UNet2DConditionModel
 from openvino import opset13
+from ready import until_settled
 from torch.utils.flop_counter import FlopCounterMode
 
 AS_INSTALLED = Path(__file__).parents[1] / "tests" / "as_installed"  # hides what tests and benchmarks alone bring
@@ -78,6 +79,7 @@ def starts(model: Path, work: Path, threads: int, flags: list[str], log: Path, t
         body = loads.body(256, 10)
         peers.HTTP.post(f"{printed[0]}/v1/images/generate", json=body, headers=headers).raise_for_status()
         found.append(Start(gateway, time.perf_counter() - began))
+        until_settled(printed[0])
         process.terminate()
         process.wait(60)
     return found[1:]

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import requests
+from ready import until_settled
 
 ROUNDS = 5
 DEMO = Path(__file__).parent.parent / "src" / "darkroom" / "demo"
@@ -72,6 +73,7 @@ def served(models: list[str], *flags: str) -> tuple[float, dict[str, float]]:
         process, base, key = serve(data, "--model", ",".join(models), *flags)
         for i, model in enumerate(models):
             draw(base, key, model, 1000 + i)
+        until_settled(base)
         times: dict[str, list[float]] = {model: [] for model in models}
         for i in range(ROUNDS):
             for model in models:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import httpx
 from memory import peak_mb
+from ready import until_settled
 
 HERE = Path(__file__).parent
 WAIT = 1800  # seconds for a start or an answer; a conversion at the first start takes minutes
@@ -99,11 +100,12 @@ def spawn(command: list[str], log: Path, **more: object) -> subprocess.Popen:
 
 
 def ours(model: Path, data_dir: Path, threads: int, flags: list[str], log: Path) -> Server:
-    """Our server, its two values read from what it prints; it answers before the model is there."""
+    """Our server, its two values read from what it prints, once the backend of its model is chosen."""
     command = ["-m", "darkroom.cli", "serve", "--port", "0", "--data-dir", str(data_dir), "--model", str(model), "--threads", str(threads), *flags]
     process = spawn(command, log, stdout=subprocess.PIPE)
     values = dict(read_line(process, "darkroom").split("=", 1) for _ in range(2))
     headers = {"Authorization": f"Bearer {values['API_KEY']}", "Cache-Control": "no-cache"}
+    until_settled(values["SERVICE_ID"])
     return Server("darkroom", process, values["SERVICE_ID"], headers)
 
 

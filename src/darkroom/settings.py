@@ -31,8 +31,8 @@ class Settings(BaseSettings):
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     backend: Literal["auto", "eager", "openvino", "int8", "compile"] = Field(
         "auto", description="what runs the nets: eager (PyTorch, the reference), compile (torch.compile, for GPUs), openvino (CPU), int8 (CPU: openvino "
-        "with the denoiser in int8, faster and lossy); auto takes the faster of eager and openvino on a CPU, as measured at a model's first load, and "
-        "else eager"
+        "with the denoiser in int8, faster and lossy); auto takes the faster of eager and openvino on a CPU, as measured once "
+        "while a server is idle, and else eager"
     )
     graphs_dir: Path | None = Field(None, description="where models converted for openvino are kept; the data folder where not set")
     threads: int = Field(0, ge=0, description="CPU threads of the engine; 0 leaves the choice to torch")

@@ -23,16 +23,17 @@ describe("keys", () => {
 });
 
 describe("models", () => {
-  const model = (more: Partial<ModelState>) => ({ installed: true, served: true, loaded: false, loading: false, pull: null, license: { accepted: true }, ...more }) as ModelState;
+  const model = (more: Partial<ModelState>) => ({ installed: true, served: true, loaded: false, loading: false, preparing: false, pull: null, license: { accepted: true }, ...more }) as ModelState;
 
   it("say where they stand", () => {
-    const texts = [model({ loaded: true }), model({ loading: true }), model({}), model({ served: false }), model({ installed: false, served: false }),
+    const texts = [model({ loaded: true }), model({ loaded: true, preparing: true }), model({ loading: true }), model({}), model({ served: false }), model({ installed: false, served: false }),
       model({ installed: false, pull: { part: 0.4, error: null } }), model({ installed: false, pull: { part: 0.4, error: "stopped" } }), model({ installed: false, pull: { part: 0, error: "gated" } })].map((one) => standing(one).text);
-    expect(texts).toEqual(["loaded", "loading", "ready to load", "not served", "not here", "downloading", "download stopped", "download failed"]);
+    expect(texts).toEqual(["loaded", "loaded, getting ready (first time only)", "loading", "ready to load", "not served", "not here", "downloading", "download stopped", "download failed"]);
   });
 
   it("are looked at again soon while something goes on", () => {
     expect(moving([model({}), model({ pull: { part: 0.4, error: "stopped" } })])).toBe(false);
     expect(moving([model({}), model({ pull: { part: 0.4, error: null } })])).toBe(true);
+    expect(moving([model({ loaded: true, preparing: true })])).toBe(true);
   });
 });

@@ -37,7 +37,8 @@ async def healthz(request: Request) -> dict[str, str]:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="The model is loaded")
 async def readyz(request: Request) -> JSONResponse:
-    """200 when a picture can be made at once, else 503."""
+    """200 when a picture can be made at once, else 503. `preparing`: models that make pictures already, on PyTorch, and are
+    still to be measured on a faster backend, which happens once."""
     state = desk_of(request).worker.state()
     body = {"status": state.status, "loaded": list(state.loaded), "loading": state.loading, "device": state.device, "dtype": state.dtype}
     body["preparing"] = list(state.preparing)
@@ -51,7 +52,6 @@ def _model(desk: Desk, card: ModelCard, created: float, loras: dict[str, LoraCar
         "default_side": card.default_side, "max_side": card.max_side, "default_steps": card.default_steps,
         "steps": [card.min_steps, card.max_steps], "default_cfg_scale": card.default_cfg,
         "loaded": card.name in state.loaded, "loading": card.name == state.loading,
-        "preparing": card.name in state.preparing,
         "memory_bytes": dict(zip(state.loaded, state.memory, strict=True)).get(card.name, 0),
         "loras": sorted(lora.name for lora in loras.values() if card.family in lora.families),
         "hint": card.hint, "examples": list(card.examples),

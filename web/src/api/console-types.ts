@@ -155,6 +155,8 @@ export interface ModelState {
   serve_command: string;
   loaded: boolean;
   loading: boolean;
+  /** it is in memory, and converted and measured beside its work */
+  preparing: boolean;
   memory_bytes: number | null;
   /** what a load will take, as far as it is known; 0 where not */
   memory_needed_bytes: number;

@@ -7,6 +7,7 @@ export interface Standing {
 }
 
 export function stateOf(model: ModelState): Standing {
+  if (model.loaded && model.preparing) return { text: "loaded, getting ready (first time only)", tone: "good" };
   if (model.loaded) return { text: "loaded", tone: "good" };
   if (model.loading) return { text: "loading", tone: "warm" };
   if (model.pull && !model.pull.error) return { text: "downloading", tone: "warm" };
@@ -23,5 +24,5 @@ export function stopped(model: Pick<ModelState, "pull">): boolean {
 
 /** Something goes on that is worth looking at again soon. */
 export function moving(models: ModelState[]): boolean {
-  return models.some((one) => one.loading || (one.pull !== null && !one.pull.error));
+  return models.some((one) => one.loading || one.preparing || (one.pull !== null && !one.pull.error));
 }
