@@ -1,4 +1,4 @@
-"""Wait for a server of ours to run its models as it will from then on: on a new data folder they begin with PyTorch."""
+"""Wait until a server of ours has chosen its backends: on a new data folder it begins with PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WAIT = 1800  # seconds: a large model is converted at its load
 
 
 def until_settled(service_id: str) -> None:
-    """Wait until all models are in memory and no backend is still to be measured. Raises SystemExit where that takes too long."""
+    """Wait until no load and no measurement of a backend is left. Raises SystemExit after WAIT."""
     address = f"{service_id.rpartition('/')[0]}/readyz"
     deadline = time.monotonic() + WAIT
     while time.monotonic() < deadline:

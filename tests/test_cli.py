@@ -113,6 +113,8 @@ def test_generate_and_edit_without_a_server(tmp_path: Path) -> None:
 
 def test_doctor_says_what_is_missing_and_the_line_that_mends_it(tmp_path: Path) -> None:
     assert cli("doctor", "--data-dir", str(tmp_path)).returncode == 0
+    new = cli("doctor", "--data-dir", str(tmp_path), DARKROOM_GRAPHS_DIR=str(tmp_path / "graphs"))
+    assert "Getting demo-xl ready (first time only)" in new.stdout
     lacking = cli("doctor", "--data-dir", str(tmp_path), "--model", "stable-diffusion-xl-base-1.0")
     assert lacking.returncode == 1
     assert "darkroom models pull stable-diffusion-xl-base-1.0" in lacking.stdout

@@ -1,4 +1,4 @@
-"""A new model begins with PyTorch; its graphs are made beside the work and taken once none of its jobs is under way."""
+"""A new model begins with PyTorch; its graphs are made beside the work and taken between its jobs."""
 
 from __future__ import annotations
 
@@ -187,9 +187,12 @@ def test_an_error_in_a_measurement_leaves_the_model_on_pytorch(bench: Bench, lab
     assert bench.engine.residents.preparing == ()
 
 
-def test_graphs_are_measured_once_they_are_there(lab: Lab, card: ModelCard, graphs: Path, tmp_path: Path) -> None:
+def test_graphs_are_measured_once_they_are_there(
+    lab: Lab, card: ModelCard, graphs: Path, tmp_path: Path
+) -> None:
     root = Path(shutil.copytree(graphs, tmp_path / "graphs"))
-    backends, folder = Backends("auto", root, ROOM, threads=torch.get_num_threads()), graphs_folder(root, card)
+    backends = Backends("auto", root, ROOM, threads=torch.get_num_threads())
+    folder = graphs_folder(root, card)
     assert backends.is_converted(lab.family, card)
     assert read_choice(folder) is None
     assert "Getting tiny ready (first time only)" in backends.foreseen(card, 1, "cpu", "float32").why
@@ -201,7 +204,9 @@ def test_graphs_are_measured_once_they_are_there(lab: Lab, card: ModelCard, grap
     assert (folder / f"{STEP}.xml").exists() == (choice.backend == OPENVINO)
 
 
-def test_graphs_that_differ_are_refused_once_measured(lab: Lab, card: ModelCard, graphs: Path, tmp_path: Path) -> None:
+def test_graphs_that_differ_are_refused_once_measured(
+    lab: Lab, card: ModelCard, graphs: Path, tmp_path: Path
+) -> None:
     """One whose step is that of other weights."""
     folder = graphs_folder(Path(shutil.copytree(graphs, tmp_path / "graphs")), card)
     weights = np.fromfile(folder / f"{STEP}.bin", np.uint8)
@@ -216,7 +221,8 @@ def test_graphs_that_differ_are_refused_once_measured(lab: Lab, card: ModelCard,
 
 def test_who_begins_with_pytorch(lab: Lab, card: ModelCard, tmp_path: Path) -> None:
     """A new model on `auto`, where a second process has room to convert it."""
-    weights = sum(4 * weight.numel() for one in lab.family.passes().values() for weight in one.module.parameters())
+    modules = [one.module for one in lab.family.passes().values()]
+    weights = sum(4 * weight.numel() for module in modules for weight in module.parameters())
     assert Backends("auto", tmp_path, 3 * weights).defers(lab.family, card)
     assert not Backends("auto", tmp_path, 3 * weights - 1).defers(lab.family, card)
     assert not Backends("auto", tmp_path, ROOM, exact=True).defers(lab.family, card)
@@ -242,7 +248,13 @@ class Host:
 def preparation_of(root: Path, **times: float) -> Preparation:
     def task(card: ModelCard) -> Task:
         return Task(
-            card=card, device="cpu", dtype="float32", graphs=root, budget=ROOM, threads=torch.get_num_threads(), log_level="info"
+            card=card,
+            device="cpu",
+            dtype="float32",
+            graphs=root,
+            budget=ROOM,
+            threads=torch.get_num_threads(),
+            log_level="info",
         )
 
     return Preparation(Backends("auto", root, ROOM, threads=torch.get_num_threads()), task, **times)
@@ -284,7 +296,9 @@ def test_a_model_whose_conversion_fails_is_not_tried_again(lab: Lab, card: Model
     assert "converted" in choice.why
 
 
-def test_a_model_that_leaves_the_memory_is_let_go(lab: Lab, card: ModelCard, graphs: Path, tmp_path: Path) -> None:
+def test_a_model_that_leaves_the_memory_is_let_go(
+    lab: Lab, card: ModelCard, graphs: Path, tmp_path: Path
+) -> None:
     root = Path(shutil.copytree(graphs, tmp_path / "graphs"))
     host, preparation = Host(), preparation_of(root, idle=0.0)
     gone, stays = (Runner(lab.family, lab.loras, undecided=True) for _ in range(2))

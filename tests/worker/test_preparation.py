@@ -1,4 +1,4 @@
-"""A new model in a real worker: its first picture comes at once, from PyTorch, and its backend is chosen beside the work."""
+"""A new model in a real worker: its first picture comes at once, its backend is chosen later."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ async def until(met: Callable[[], object]) -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_first_picture_waits_for_no_measurement_and_later_ones_agree(card: ModelCard, tmp_path: Path) -> None:
+async def test_the_first_picture_waits_for_nothing_and_later_ones_agree(
+    card: ModelCard, tmp_path: Path
+) -> None:
     async with new(card, tmp_path) as worker:
         first = await picture(worker, "first")
         assert choice_of(card, tmp_path) is None

@@ -1,8 +1,8 @@
-"""Converts a model into graphs in a process of its own, beside the one that serves it: `python -m darkroom.engine.convert`.
+"""Converts a model into graphs in a process of its own: `python -m darkroom.engine.convert`.
 
-A process, because tracing runs the nets' modules, which belong to the engine's thread, and because only a process can
-have a lower priority. Its standard input brings the Task and stays open: it ends when that closes, so also when the one
-that started it is killed. No torch at import.
+It is a process because tracing runs the nets' modules, which belong to the engine's thread, and because only
+a process can have a lower priority. Its standard input brings the Task and stays open: the process ends when
+that closes, so also when the worker that started it is killed. No torch at import.
 """
 
 from __future__ import annotations

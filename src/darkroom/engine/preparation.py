@@ -1,5 +1,7 @@
-"""Brings new models from PyTorch to the backend that is fastest here, while they serve: each is converted by a process of
-low priority (`convert.py`) once the engine is idle, and then measured on the engine's thread (message `Prepared`). No torch.
+"""Brings new models from PyTorch to the backend that is fastest here, while they serve. No torch at import.
+
+Once the engine is idle, a process of low priority converts a model (`convert.py`); then the engine's thread
+measures it (message `Prepared`).
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ log = structlog.get_logger("engine")
 IDLE = 2.0  # seconds that the engine is idle before a model is converted
 PATIENCE = 60.0  # seconds after which it is converted beside the work of an engine that never is
 POLL = 0.2  # seconds
-ENDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)  # by someone, or for memory: no fault of the model
+# Sent by someone, or for lack of memory: no fault of the model.
+ENDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
 
 
 class Host(Protocol):
@@ -36,10 +39,14 @@ class Host(Protocol):
 
 
 class Preparation:
-    """Models that wait to be converted, one at a time, in the order they came. task: returns what `convert` is given of a card."""
+    """Models to be converted, one at a time, in the order they came. task: returns the Task for a card."""
 
     def __init__(
-        self, backends: Backends, task: Callable[[ModelCard], convert.Task], idle: float = IDLE, patience: float = PATIENCE
+        self,
+        backends: Backends,
+        task: Callable[[ModelCard], convert.Task],
+        idle: float = IDLE,
+        patience: float = PATIENCE,
     ):
         self._backends, self._task, self._idle, self._patience = backends, task, idle, patience
         self._queue: queue.SimpleQueue[tuple[ModelCard, weakref.ref[Any]]] = queue.SimpleQueue()
@@ -56,7 +63,7 @@ class Preparation:
             self._take_next(engine)
 
     def _take_next(self, engine: Host) -> None:
-        """Wait for a model and prepare it; nothing of it is held afterwards, so that it can leave the memory."""
+        """Wait for a model and prepare it. Nothing of it is held afterwards: it may leave the memory."""
         card, runner = self._queue.get()
         self._wait_until_idle(engine)
         settle = self._prepare(card, runner)

@@ -323,6 +323,7 @@ class LocalWorker:
             case Started(job_id):
                 self._tell(Began(job_id))
             case Costs(table):
+                self._costs = CostModel()  # what the child has forgotten must not stay
                 self._costs.load(table)
             case _:
                 self._settle(message) if isinstance(message, FINAL) else self._tell(message)
