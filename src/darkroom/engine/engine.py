@@ -134,7 +134,7 @@ class Engine:
         if not self._prepared:
             return
         busy = self._busy_models()
-        wanted = bool(busy) or any(self._waiting.values())
+        wanted = bool(busy) or any(jobs and model in self.residents for model, jobs in self._waiting.items())
         for model in list(self._prepared):
             if not wanted or (self._switch_is_overdue(model) and model not in busy):
                 prepared, _ = self._prepared[model]
