@@ -76,6 +76,10 @@ def test_a_link_that_leads_back_ends(folder: Path) -> None:
     assert 5 < len(stamps(card(folder))) < 20
 
 
+def test_a_model_without_files_is_made_of_none() -> None:
+    assert stamps(ModelCard("any", "sdxl", None)) == []
+
+
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])
 def test_the_configs_beside_a_single_file_belong_to_it(folder: Path, tmp_path: Path, family: str) -> None:
     file = tmp_path / "model.safetensors"

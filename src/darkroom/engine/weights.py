@@ -71,7 +71,9 @@ def stamps(card: ModelCard) -> list[tuple[str, str]]:
     """Name and state of every file that decides the pictures of a model: those of its folder, also behind links; of a single file
     also those of the folder with its configs. Small files, which configs are, stand for what they hold, large ones for their size
     and their time of change."""
-    path = Path(card.path or "")
+    if card.path is None:
+        return []
+    path = Path(card.path)
     roots = [path] if path.is_dir() else [path, *_configs_of(path, card.family)]
     return [(f"{number}/{name}", _state(file)) for number, root in enumerate(roots) for name, file in _files_of(root)]
 
