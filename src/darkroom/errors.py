@@ -12,6 +12,7 @@ DarkroomError                 500 server_error
 ├── TooLarge                  413 too_large
 ├── UnsupportedMedia          415 unsupported_media_type
 ├── Invalid                   422 invalid_<field>       every line names field, rule and value
+├── HeadersTooLarge           431 headers_too_large     the head of the request has no end within its bound
 ├── TooMany                   429 too_many_requests     with retry_after seconds
 ├── Unavailable               503 unavailable           with retry_after seconds
 │   ├── ModelUnavailable      503 model_unavailable     the weights are not here; says the command that brings them
@@ -76,6 +77,10 @@ class UnsupportedMedia(DarkroomError):
 
 class Invalid(DarkroomError):
     name, status = "invalid_request", 422
+
+
+class HeadersTooLarge(DarkroomError):
+    name, status = "headers_too_large", 431
 
 
 class TooMany(DarkroomError):

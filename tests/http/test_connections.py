@@ -119,7 +119,10 @@ def test_a_kept_connection_has_as_long_for_its_next_head(hasty: Server) -> None:
     with connect(hasty) as line:
         for _ in range(2):
             line.sendall(HEAD + b"\r\n")
-            assert b"200 OK" in line.recv(65536)
+            reply = b""
+            while not reply.endswith(b"}"):  # head and body may come apart
+                reply += line.recv(65536)
+            assert b"200 OK" in reply
         line.sendall(HEAD)
         began = time.monotonic()
         assert b"408" in line.makefile("rb").read()

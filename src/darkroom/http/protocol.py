@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from darkroom.errors import BadRequest, DarkroomError, HeadersTooLarge, TooSlow, Unavailable
+
 MAX_HEAD = 2**16  # bytes of a request's line and headers; also of what stands between the pieces of a chunked body, and behind it
 LINGER = 2.0  # seconds that a refused connection stays open: closed at once, its reply would be lost with what still comes
-NAMES = {400: "bad_request", 408: "request_timeout", 431: "headers_too_large", 503: "unavailable"}
 
 
 class Connections:
@@ -68,7 +69,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._address = self.client[0] if self.client else ""
         full = self.open_connections.add(self._address)
         if full:
-            self._refuse(503, full, {"retry-after": "5"})
+            self._refuse(Unavailable(full), {"retry-after": "5"})
         else:
             self._await_head()
 
@@ -86,7 +87,7 @@ class BoundedProtocol(HttpToolsProtocol):
             super().data_received(piece)
             if self._unused >= MAX_HEAD:
                 line = f"the head of a request must have fewer than {MAX_HEAD} bytes, got that many without its end"
-                self._refuse(431, line)
+                self._refuse(HeadersTooLarge(line))
 
     def on_headers_complete(self) -> None:
         self._unused = 0
@@ -102,7 +103,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, "the request must be HTTP/1.1; what came cannot be read as such")
+        self._refuse(BadRequest("the request must be HTTP/1.1; what came cannot be read as such"))
 
     @property
     def _answered(self) -> bool:
@@ -122,11 +123,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_timer = None
         if self._unused:
             line = f"the head of a request must arrive within {self.head_timeout:g} s, got {self._unused} bytes of it"
-            self._refuse(408, line)
+            self._refuse(TooSlow(line))
         else:
             self.transport.close()
 
-    def _refuse(self, status: int, line: str, headers: dict[str, str] | None = None) -> None:
+    def _refuse(self, error: DarkroomError, headers: dict[str, str] | None = None) -> None:
         """Answer by itself, if no reply is under way, and read no more."""
         self._refused = True
         self._end_timer()
@@ -134,11 +135,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         request_id = f"req-{secrets.token_hex(8)}"
-        body = json.dumps({"id": request_id, "name": NAMES[status], "errors": [line]}).encode()
+        body = json.dumps({"id": request_id, "name": error.name, "errors": error.lines}).encode()
         fields = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
         fields |= {"x-request-id": request_id, **(headers or {})}
         lines = [f"{name}: {value}\r\n".encode() for name, value in fields.items()]
-        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+        self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body]))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)
