@@ -214,7 +214,7 @@ def _nearest(field: str, value: Any, known: tuple[str, ...]) -> str:
     name = field[:100].lower()
     if "prompt" not in known:  # what lies within a field
         return f"the nearest is {'scale' if name in ('strength', 'weight') else _closest(name, known)}"
-    if name in IMAGE_TO_IMAGE[-2:]:
+    if name in IMAGE_TO_IMAGE[-2:] and name not in known:
         return "only of /v1/images/control"
     if name in STRENGTHS:
         here = "control_strength" if "control_strength" in known else "control_strength of /v1/images/control"

@@ -132,10 +132,10 @@ def from_upload(
     Raises UnsupportedMedia, TooLarge (before decoding) or Invalid (broken, animated).
     """
     kind = _kind(content)
-    content, profile = essentials(content) if kind == "PNG" else (content, b"")
-    if kind == "JPEG":
-        check_cost(content)
     try:
+        content, profile = essentials(content) if kind == "PNG" else (content, b"")
+        if kind == "JPEG":
+            check_cost(content)
         with Image.open(io.BytesIO(content), formats=(kind,)) as image:
             _check_header(image, kind, max_input)
             profile = profile or image.info.get("icc_profile") or b""

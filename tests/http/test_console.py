@@ -322,6 +322,16 @@ def test_usage_adds_up(person: Person) -> None:
     zero = {"pictures": 0, "pixel_steps": 0}
     assert after["demo-xl"]["pictures"] - before.get("demo-xl", zero)["pictures"] == 1
     assert after["demo-xl"]["pixel_steps"] - before.get("demo-xl", zero)["pixel_steps"] == 128 * 128 * 10
+    job = person.server.generate(steps=50, width=512, height=512, headers={"Prefer": "respond-async"}).json()["id"]
+    person.call("POST", f"/{person.service}/v1/jobs/{job}/cancel")
+    deadline = time.monotonic() + 20
+    while True:
+        line = {one["group"]: one for one in person.get(f"/console/usage?service_id={person.service}&by=model")["data"]}["demo-xl"]
+        if line["cancelled"] == after["demo-xl"]["cancelled"] + 1:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert line["errors"] == after["demo-xl"]["errors"]
     assert 0 < after["demo-xl"]["p50_ms"] <= after["demo-xl"]["p95_ms"]
     table = person.call("GET", f"/console/usage?service_id={person.service}&by=key&format=csv")
     assert table.headers["Content-Type"].startswith("text/csv")

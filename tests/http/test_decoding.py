@@ -12,6 +12,7 @@ from PIL import Image
 
 from darkroom.http.body import MAX_JSON
 from darkroom.http.decoding import Decoders
+from darkroom.jobs.runs import in_thread
 from tests.conftest import Server
 from tests.http.test_bounds import multipart, post_form
 from tests.http.test_generate import errors, pixels
@@ -39,7 +40,7 @@ async def test_whoever_leaves_gives_up_the_place_and_the_turn() -> None:
 
     async def upload(caller: str) -> None:
         async with decoders.place(caller):
-            await decoders.run(decode)
+            await in_thread(decode)
 
     first = asyncio.create_task(upload("a"))
     await begun.wait()

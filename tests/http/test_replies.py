@@ -321,6 +321,7 @@ def test_no_word_of_a_prompt_that_is_not_to_be_kept_is_in_the_data_folder(server
     assert "quokka" in reply.headers["X-Model-Note"]  # whoever asked is told in full
     job = ended(server, server.generate(prompt=secret, **body, headers=later).json()["id"])
     assert job["status"] == "finished"
+    assert "quokka" not in json.dumps(job)
     assert image(server, job["id"]).status_code == 200
     at_once = requests.get(f"{server.host}/v1/jobs/{reply.headers['X-Job-Id']}", headers=server.headers(), timeout=30).json()
     notes = job["notes"] + at_once["notes"]

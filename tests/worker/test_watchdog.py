@@ -88,6 +88,16 @@ def test_a_process_that_beats_but_does_nothing_of_what_it_has_in_hand_hangs(
         assert watchdog.hangs == hangs
 
 
+def test_a_tick_without_a_new_beat_says_nothing_of_a_deadlock() -> None:
+    with process(WAITS) as one:
+        watchdog = Watchdog(one.pid)
+        for tick in range(2 * TICKS + 4):
+            if tick % 2 == 0:
+                watchdog.hear(Beat(7, 1.0))
+            watchdog.tick(True, False)
+        assert watchdog.hangs
+
+
 async def test_a_stopped_worker_is_told_ended_and_its_job_done_by_the_next(tmp_path: Path) -> None:
     worker = LocalWorker([resolve("demo-xl", tmp_path)], Settings(data_dir=tmp_path, worker_timeout=4.5))
     await worker.start()

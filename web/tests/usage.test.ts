@@ -3,7 +3,7 @@ import { stepTable, stepTime } from "~/system/steps";
 import { dayBegins, dayEnds, dayOf } from "~/ui/days";
 import { seriesOf, short, totalOf } from "~/usage/series";
 
-const row = (group: string, pictures: number) => ({ group, pictures, pixel_steps: pictures * 1000, requests: pictures + 1, errors: 1, p50_ms: 2000, p95_ms: null });
+const row = (group: string, pictures: number) => ({ group, pictures, pixel_steps: pictures * 1000, requests: pictures + 1, errors: 1, cancelled: 0, p50_ms: 2000, p95_ms: null });
 
 describe("usage", () => {
   const rows = [row("2026-11-23", 4), row("2026-11-25", 6)];

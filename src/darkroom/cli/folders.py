@@ -24,14 +24,12 @@ def found(data_dir: Path | None, creates: bool = False) -> Settings:
     """
     settings = settings_of(data_dir=data_dir)
     named = "data_dir" in settings.model_fields_set
-    if is_served(settings.data_dir) or (creates and named):
+    if is_served(settings.data_dir) or is_used(settings) or (creates and named):
         return settings
     running = None if named else last_served()
     if running is not None and is_served(running):
         print(f"darkroom: on the data folder of the server that runs, {running}", file=sys.stderr)
         return settings_of(data_dir=running)
-    if is_used(settings):
-        return settings
     raise DarkroomError(_unused(settings, running))
 
 
@@ -51,11 +49,11 @@ def is_used(settings: Settings) -> bool:
 def is_served(data_dir: Path) -> bool:
     """Whether a process owns the folder; makes nothing."""
     try:
-        descriptor = os.open(data_dir / "lock", os.O_RDWR)
+        descriptor = os.open(data_dir / "lock", os.O_RDWR)  # shared, so that two who look do not see each other
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True
     finally:

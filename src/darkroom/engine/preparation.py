@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import signal
+import subprocess
 import threading
 import time
 import weakref
@@ -26,6 +27,7 @@ log = structlog.get_logger("engine")
 IDLE = 2.0  # seconds that the engine is idle before a model is converted
 PATIENCE = 60.0  # seconds after which it is converted beside the work of an engine that never is
 POLL = 0.2  # seconds
+CONVERT_SECONDS = 3600.0  # that a conversion may take before it counts as hung; it is tried again at the next load
 # Sent by someone, or for lack of memory: no fault of the model.
 ENDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
 
@@ -94,7 +96,11 @@ class Preparation:
 
     def _convert(self, card: ModelCard) -> None:
         with convert.started(self._task(card)) as process:
-            code = process.wait()
+            try:
+                code = process.wait(CONVERT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = process.wait()
         if code == 0:
             return
         log.error("a model could not be converted", model=card.name, code=code)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
 
-T = TypeVar("T")
 PLACES = 2
 
 
@@ -27,15 +25,6 @@ class Decoders:
             yield
         finally:
             self._give()
-
-    async def run(self, work: Callable[..., T], *args: Any) -> T:
-        """Do the work in a thread. A cancel waits for its end, since a thread cannot be stopped: the place is taken until then."""
-        task = asyncio.ensure_future(asyncio.to_thread(work, *args))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait({task})
-            raise
 
     async def _take(self, caller: str) -> None:
         if self._free:

@@ -24,6 +24,7 @@ from darkroom.http.query import query
 from darkroom.http.replies import api_of, json_reply, later_reply, picture_reply, taken_headers
 from darkroom.http.wishes import EVENTS, Wishes, wishes_of
 from darkroom.jobs import Asked, Ended, Taken
+from darkroom.jobs.runs import in_thread
 from darkroom.models.loras import found
 from darkroom.types import ApiKey, LoraCard, ModelCard, Params, Service
 
@@ -105,7 +106,7 @@ async def _decoded(desk: Desk, key: ApiKey, image: UploadFile, card: ModelCard, 
         return Upload(pixels, width, height, hashlib.sha256(content).hexdigest())
 
     async with DECODERS.place(key.public_id):
-        return await DECODERS.run(decode)
+        return await in_thread(decode)
 
 
 async def _make(request: Request, desk: Desk, key: ApiKey, params: Params, asked: checks.Asked, wishes: Wishes, order: Order) -> Response:

@@ -79,7 +79,11 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().set_exception_handler(self._handle)
         await super().startup(sockets)
         if self.started:
-            await self._started()
+            try:
+                await self._started()
+            except BaseException:
+                await self.shutdown(sockets)
+                raise
 
     async def shutdown(self, sockets: Any = None) -> None:
         self._stopping()

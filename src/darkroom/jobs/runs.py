@@ -310,8 +310,8 @@ class Runs:
         params = replace(params, seed=seed_at(job, place))
         finished = await self._sample(run, params, place, weight)
         png = await asyncio.to_thread(to_png, finished.pixels, params, finished.steps_run, job.with_prompt)
-        shown = described(params, finished.steps_run, job.with_prompt)
-        key = "" if not job.keep and job.attached else await _in_thread(self._keep, _file_name(job, place), png)
+        shown = described(params, finished.steps_run, job.with_prompt and job.keep)
+        key = "" if not job.keep and job.attached else await in_thread(self._keep, _file_name(job, place), png)
         row = PictureRow(
             f"pic-{job.id.removeprefix('job-')}-{place}", job.id, job.service_id, key, finished.width, finished.height, len(png),
             hashlib.sha256(png).hexdigest(), shown, time.time(), place, params.model, job.key_id, params.seed,
@@ -363,7 +363,8 @@ class Runs:
         another gateway's by now."""
         job = replace(job, ended_at=time.time())
         self._images.pop(job.id, None)
-        less = {} if not job.keep and not pictures else described(job.params, job.steps_run, False) if not job.with_prompt else None
+        without_prompt = described(job.params, job.steps_run, False) if not (job.with_prompt and job.keep) else None
+        less = {} if not job.keep and not pictures else without_prompt
         written = await self._insist(lambda: self._rows.end(job, pictures, owner, self._news(job, pictures), less))
         if not written:
             await self._discard(job.id, pictures)
@@ -399,8 +400,9 @@ class Runs:
                 await asyncio.sleep(1.0)
 
 
-async def _in_thread(work: Callable[..., T], *args: Any) -> T:
-    """Do it in a thread. A cancel waits for its end: whoever clears up afterwards finds all that it has written."""
+async def in_thread(work: Callable[..., T], *args: Any) -> T:
+    """Do it in a thread. A cancel waits for its end, since a thread cannot be stopped: whoever clears up afterwards finds all that
+    it has written."""
     task = asyncio.ensure_future(asyncio.to_thread(work, *args))
     try:
         return await asyncio.shield(task)

@@ -57,8 +57,9 @@ class CallStore:
             await connection.execute(requests.delete().where(requests.c.at < before))
 
     async def summary(self, service_id: str, since: float, until: float, by: str) -> list[dict[str, Any]]:
-        """What was used by `day` (UTC), `key` or `model`: pictures, pixel-steps, requests, errors, and the times of replies."""
-        groups: dict[str, dict[str, Any]] = defaultdict(lambda: {"pictures": 0, "pixel_steps": 0, "requests": 0, "errors": 0, "times": []})
+        """What was used by `day` (UTC), `key` or `model`: pictures, pixel-steps, requests, errors, cancelled jobs, and the times of replies."""
+        zero = dict.fromkeys(("pictures", "pixel_steps", "requests", "errors", "cancelled"), 0)
+        groups: dict[str, dict[str, Any]] = defaultdict(lambda: {**zero, "times": []})
         used = sa.select(usage.c.at, usage.c.key_id, usage.c.model, usage.c.pictures, usage.c.pixel_steps)
         for row in await self._database.rows(used.where(usage.c.service_id == service_id, usage.c.at >= since, usage.c.at < until)):
             group = groups[_group(row, by)]
@@ -74,6 +75,7 @@ class CallStore:
             group = groups[_group(row, by)]
             group["requests"] += 1
             group["errors"] += row["status"] >= 400 or row["job"] == Status.FAILED
+            group["cancelled"] += row["job"] == Status.CANCELLED
             group["times"] += [row["ms"]] if row["status"] == 200 else []
         return [_line(name, group) for name, group in sorted(groups.items())]
 

@@ -47,14 +47,16 @@ class Watchdog:
         self._cpu = cpu
         works = cpu - before > IDLE_SECONDS if cpu is not None and before is not None else loading
         self._silent = 0 if self._heard or works else self._silent + 1
-        stuck = busy and not loading and self._no_turn()
-        self._stuck = self._stuck + 1 if stuck else 0
+        if not busy or loading:
+            self._stuck = 0
+        elif self._beat is not self._last:  # else there was none since the last tick, which says nothing
+            self._stuck = self._stuck + 1 if self._no_turn() else 0
         self._heard, self._last = False, self._beat
 
     def _no_turn(self) -> bool:
         """Whether its engine made none since the last tick, and nothing else in it worked either."""
         now, last = self._beat, self._last
-        if now is None or last is None or now is last:
+        if now is None or last is None:
             return False
         return now.turns == last.turns and now.cpu_seconds - last.cpu_seconds <= IDLE_SECONDS
 

@@ -136,6 +136,7 @@ export interface UsageRow {
   pixel_steps: number;
   requests: number;
   errors: number;
+  cancelled: number;
   p50_ms: number | null;
   p95_ms: number | null;
 }
