@@ -142,7 +142,7 @@ def test_usage_adds_up_and_is_exported(page: Page, server: Server) -> None:
     expect(page.get_by_role("cell", name="default").or_(page.get_by_role("rowheader", name="default")).first).to_be_visible()
     with page.expect_download() as download:
         page.get_by_role("link", name="CSV").click()
-    assert Path(download.value.path()).read_text().startswith("group,pictures,pixel_steps,requests,errors,p50_ms,p95_ms")
+    assert Path(download.value.path()).read_text().startswith("group,pictures,pixel_steps,requests,errors,cancelled,p50_ms,p95_ms")
 
 
 def test_a_key_is_made_shown_once_and_revoked(page: Page, server: Server) -> None:

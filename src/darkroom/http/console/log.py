@@ -61,7 +61,7 @@ async def usage(request: Request) -> Any:
     if asked.get("format") != "csv":
         return {"data": lines, "queue_depth": await desk.jobs.depth()}
     out = io.StringIO()
-    writer = csv.DictWriter(out, ["group", "pictures", "pixel_steps", "requests", "errors", "p50_ms", "p95_ms"])
+    writer = csv.DictWriter(out, ["group", "pictures", "pixel_steps", "requests", "errors", "cancelled", "p50_ms", "p95_ms"])
     writer.writeheader()
     writer.writerows(lines)
     return Response(out.getvalue(), media_type="text/csv", headers={"Content-Disposition": f'attachment; filename="usage-by-{asked.get("by", "day")}.csv"'})
