@@ -71,7 +71,11 @@ def test_more_scans_than_anybody_writes_are_refused_before_they_are_decoded(side
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (photo()[:2] + b"\xff" * 20_000_000 + photo()[2:], "bytes between two segments"),
+        (photo()[:2] + b"\xff" * 20_000_000 + photo()[2:], "bytes of fill"),
+        (photo()[:-2] + b"\xff" * 20_000_000 + photo()[-2:], "bytes of fill"),
+        (photo()[:2] + segment(0xF0, b"\xff" * 65_533) * 300 + photo()[2:], "bytes of fill"),
+        (photo()[:2] + segment(0xC8, b"\0" * 65_533) * 300 + photo()[2:], "bytes between two segments"),
+        (photo()[:2] + (segment(0xEF, b"") + b"\0" * 1000) * 9_000 + photo()[2:], "bytes between its segments"),
         (photo()[:20] + b"\0" * 20_000_000 + photo()[20:], "bytes between two segments"),
         (photo()[:2] + segment(0xEF, b"") * 5_000_000 + photo()[2:], "segments"),
         (b"\xff\xd8\xff\xd9" + many_scans(200), "scans"),
@@ -79,7 +83,19 @@ def test_more_scans_than_anybody_writes_are_refused_before_they_are_decoded(side
         (photo().replace(b"\xff\xc0", b"\xff\xc9", 1), "arithmetic"),
         (many_scans(5).replace(b"\xff\xc2", b"\xff\xca", 1), "arithmetic"),
     ],
-    ids=["fill", "zeros", "segments", "an end before the picture", "many beginnings", "arithmetic", "progressive arithmetic"],
+    ids=[
+        "fill",
+        "fill in a scan",
+        "fill in a reserved segment",
+        "zeros in a reserved segment",
+        "zeros in pieces",
+        "zeros",
+        "segments",
+        "an end before the picture",
+        "many beginnings",
+        "arithmetic",
+        "progressive arithmetic",
+    ],
 )
 def test_what_would_only_take_long_is_refused_at_once(content: bytes, line: str) -> None:
     began = time.monotonic()

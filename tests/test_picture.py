@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -56,6 +56,8 @@ def test_the_strength_is_told_in_both_senses_and_the_prompt_may_stay_out() -> No
 
 @settings(max_examples=200)
 @given(st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\x00\x01\x00\x00WEBP", b"GIF89a", b""]), st.binary(max_size=200))
+@example(b"\xff\xd8\xff", b"\xc9")
+@example(b"\xff\xd8\xff", b"\xff" * 2000)
 def test_any_bytes_are_refused_with_a_reason(signature: bytes, rest: bytes) -> None:
     with pytest.raises((Invalid, UnsupportedMedia)) as caught:
         from_upload(signature + rest, CARD, 10**6, 2**20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -76,6 +77,14 @@ LARGE = b"x" * 3_000_000
 def test_metadata_of_any_size_and_kind_leaves_the_pixels_of_a_png_alone(kind: bytes, data: bytes) -> None:
     plain = saved(shades())
     assert np.array_equal(decoded(with_chunk(plain, kind, data)), np.asarray(shades()))
+
+
+def test_of_many_profiles_one_is_unpacked() -> None:
+    """Each takes some milliseconds, and thousands fit."""
+    plain, profile = saved(shades()), chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(4_000_000)))
+    began = time.monotonic()
+    assert np.array_equal(decoded(plain[:33] + profile * 2000 + plain[33:]), np.asarray(shades()))
+    assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("tail", [b"\x5a" * 70_000, b"\0" * 2_000_000, saved(shades())])

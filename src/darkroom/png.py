@@ -22,17 +22,17 @@ def essentials(content: bytes) -> tuple[bytes, bytes]:
     Text, however large, plays no part in the pixels; a decoder would unpack it all the same, or refuse the picture
     for its size. Raises Invalid if the last chunk is missing.
     """
-    parts, profile, header = [SIGNATURE], b"", b""
+    parts, header, profile = [SIGNATURE], b"", None
     for kind, data, whole in _chunks(content):
         if kind == b"IHDR":
             header = data
-        elif kind == b"iCCP":
+        elif kind == b"iCCP" and profile is None:  # a PNG has one; each that is unpacked takes milliseconds
             profile = _profile(data)
         if kind == b"tRNS":
             whole = _chunk(kind, _transparency(data, header))
         if kind in NEEDED:
             parts.append(whole)
-    return b"".join(parts), profile
+    return b"".join(parts), profile or b""
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
@@ -51,7 +51,7 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
             return
         start = end
     else:
-        raise Invalid(f"image must have at most {MAX_CHUNKS} chunks if it is a PNG, got more", name="invalid_image")
+        raise Invalid(f"image must be a PNG with at most {MAX_CHUNKS} chunks, got more", name="invalid_image")
     raise Invalid("image must be a whole PNG picture, but its end is missing", name="invalid_image")
 
 
