@@ -15,7 +15,7 @@ import psutil
 import pytest
 import requests
 
-from darkroom.http.protocol import MAX_HEAD, Connections
+from darkroom.http.protocol import MAX_HEAD, MAX_LINES, Connections
 from darkroom.http.server import MAX_FILES, MAX_FILES_OF_MACOS, connections_within, files_wanted
 from tests.conftest import Server, start
 from tests.http.test_generate import errors, pixels
@@ -51,7 +51,7 @@ def send_on(line: socket.socket, data: bytes) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 200_000,
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + (b"a: " + b"b" * 1000 + b"\r\n") * 2000,
         b"GET /" + b"a" * 2_000_000 + b" HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nx-long: " + b"a" * 2_000_000,
         b"GET / HTTP/1.1\r\n" + b"a" * 2_000_000 + b": b\r\n",
@@ -67,6 +67,36 @@ def test_the_head_of_a_request_is_bounded(server: Server, data: bytes) -> None:
     assert body["name"] == "headers_too_large"
     assert body["id"] == headers["x-request-id"]
     assert f"fewer than {MAX_HEAD} bytes" in body["errors"][0]
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\n", b"\r\n" + HEAD + b"\r\n"], ids=["half", "whole", "with another behind it"])
+def test_header_lines_are_counted_too(server: Server, end: bytes) -> None:
+    """Each takes some hundred bytes once it is read, however short it was."""
+    with connect(server) as line:
+        send_on(line, HEAD + b"a:b\r\n" * (MAX_LINES + 1) + end)
+        status, _, body = reply_on(line)
+    assert (status, body["name"]) == (431, "headers_too_large")
+    assert f"at most {MAX_LINES} header lines" in body["errors"][0]
+
+
+def test_short_header_lines_on_many_connections_take_no_more_memory_than_they_are(server: Server) -> None:
+    memory = psutil.Process(server.process.pid).memory_info().rss
+    with contextlib.ExitStack() as stack:
+        lines = [stack.enter_context(connect(server)) for _ in range(100)]
+        for line in lines:
+            send_on(line, b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * 13_000)
+        for line in lines:
+            assert reply_on(line)[0] == 431
+        assert psutil.Process(server.process.pid).memory_info().rss - memory < 50e6
+
+
+def test_as_many_header_lines_as_may_be_are_taken(server: Server) -> None:
+    few = MAX_LINES - 10  # requests sends some of its own
+    for _ in range(2):  # they are counted anew for each request of a connection
+        with requests.Session() as session:
+            for _ in range(3):
+                sent = {f"x-{i}": "a" for i in range(few)}
+                assert session.get(f"{server.host}/healthz", headers=sent, timeout=20).status_code == 200
 
 
 def test_a_head_of_nearly_that_size_is_taken(server: Server) -> None:

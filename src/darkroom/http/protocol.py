@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from darkroom.errors import BadRequest, DarkroomError, HeadersTooLarge, TooSlow, Unavailable
 
 MAX_HEAD = 2**16  # bytes of a request's line and headers; also of what stands between the pieces of a chunked body, and behind it
+MAX_LINES = 256  # of headers: browsers and proxies send 20 to 60
 LINGER = 2.0  # seconds that a refused connection stays open: closed at once, its reply would be lost with what still comes
 
 
@@ -61,6 +62,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._address = ""
         self._unused = 0  # bytes since the parser last came to the end of a head, or to a piece of a body
+        self._lines = 0  # of headers, in this request
         self._head_timer: TimerHandle | None = None
         self._refused = False
 
@@ -85,21 +87,39 @@ class BoundedProtocol(HttpToolsProtocol):
             piece, data = data[: MAX_HEAD - self._unused], data[MAX_HEAD - self._unused :]
             self._unused += len(piece)
             super().data_received(piece)
-            if self._unused >= MAX_HEAD:
+            if self._lines > MAX_LINES:
+                self._refuse(HeadersTooLarge(f"a request must have at most {MAX_LINES} header lines, got more"))
+            elif self._unused >= MAX_HEAD:
                 line = f"the head of a request must have fewer than {MAX_HEAD} bytes, got that many without its end"
                 self._refuse(HeadersTooLarge(line))
 
+    def on_message_begin(self) -> None:
+        if self._lines <= MAX_LINES:  # else what follows belongs to a request that is refused
+            self._lines = 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._lines += 1
+        if self._lines <= MAX_LINES:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        if self._lines > MAX_LINES:
+            return
         self._unused = 0
         self._end_timer()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._unused = 0
+        if self._lines > MAX_LINES:
+            return
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._unused = 0
+        if self._lines > MAX_LINES:
+            return
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
