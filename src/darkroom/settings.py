@@ -50,7 +50,10 @@ class Settings(BaseSettings):
         0, ge=0, description="open connections at most, of which one address may have three quarters; more are answered with 503; "
         "0 takes three quarters of the open files that this process may have"
     )
-    head_timeout: float = Field(15, gt=0, description="seconds that the head of a request may take to arrive, also the first one of a connection")
+    head_timeout: float = Field(
+        15, gt=0, description="seconds that the head of a request may take to arrive, also the first one of a connection; a client has four times as long "
+        "to read something of a reply"
+    )
     max_body_bytes: int = Field(20 * 2**20, ge=2**16, description="bytes of a request body at most")
     body_timeout: float = Field(60, gt=0, description="seconds that a request body may take to arrive")
     max_input_pixels: int = Field(40_000_000, ge=2**14, description="pixels of an uploaded picture at most, before it is decoded")

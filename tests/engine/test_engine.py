@@ -281,6 +281,7 @@ class _LostDevice:
 
 
 LOST = RuntimeError("CUDA error: an illegal memory access was encountered")
+FULL = torch.AcceleratorError("CUDA error: out of memory")  # the device's own word, where torch's allocator was not asked
 ROOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
@@ -297,4 +298,5 @@ def test_a_device_that_is_lost_ends_the_process_and_one_that_is_full_does_not(la
 
     with pytest.raises(RuntimeError, match="illegal memory access"):
         run(LOST)
-    assert {event.name for event in run(ROOM) if isinstance(event, Failed)} == {"engine_error"}
+    for error in (ROOM, FULL):
+        assert {event.name for event in run(error) if isinstance(event, Failed)} == {"engine_error"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import resource
 import socket
 import time
@@ -116,6 +117,45 @@ def test_what_stands_between_and_behind_the_pieces_of_a_body_is_bounded(server: 
             while line.recv(65536):
                 continue
     assert psutil.Process(server.process.pid).memory_info().rss - memory < 50e6
+
+
+def test_a_trailer_is_no_header_of_its_request(server: Server) -> None:
+    """Behind a proxy that checks headers it would be a way around."""
+    head = b"POST /v1/images/generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connect(server) as line:
+        line.sendall(head + f"2\r\n{{}}\r\n0\r\nAuthorization: Bearer {server.key}\r\n\r\n".encode())
+        assert line.recv(65536).startswith(b"HTTP/1.1 401")
+
+
+def test_whoever_does_not_read_is_let_go_and_whoever_reads_slowly_is_not(hasty: Server) -> None:
+    """Ten replies behind each other on a connection, more than the system keeps for a client."""
+    page = re.findall(r'"(/assets/[^"]+\.js)"', requests.get(f"{hasty.host}/docs", timeout=20).text)[0]
+    size = 10 * len(requests.get(f"{hasty.host}{page}", timeout=20).content)
+    assert size > 12_000_000
+    address, ask = urlsplit(hasty.host), f"GET {page} HTTP/1.1\r\nHost: x\r\n"
+
+    def asking() -> socket.socket:
+        line = socket.socket()
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.settimeout(20)
+        line.connect((address.hostname, address.port))
+        line.sendall(f"{ask}\r\n".encode() * 9 + f"{ask}Connection: close\r\n\r\n".encode())
+        return line
+
+    def rest_of(line: socket.socket) -> int:
+        got = 0
+        with contextlib.suppress(ConnectionError):  # a connection that was let go is reset
+            while more := line.recv(65536):
+                got += len(more)
+        return got
+
+    with asking() as silent, asking() as slow:
+        began, got = time.monotonic(), 0
+        while time.monotonic() - began < 15:  # whoever reads nothing has 6 s
+            got += len(slow.recv(8192))
+            time.sleep(0.02)
+        assert got + rest_of(slow) > size
+        assert rest_of(silent) < size
 
 
 def test_a_body_in_the_smallest_pieces_is_taken(server: Server) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+import socket
 import threading
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 import requests
 from PIL import Image
@@ -80,6 +84,23 @@ def test_the_text_of_a_form_is_bounded_in_one_field_and_in_all(server: Server) -
         answer = errors(post_form(server, *multipart(parts)), 413)
         assert answer["name"] == "too_large"
         assert "the text of a form must have at most" in answer["errors"][0]
+
+
+def test_a_form_that_does_not_end_holds_neither_its_text_nor_open_files(server: Server) -> None:
+    process, address = psutil.Process(server.process.pid), urlsplit(server.host)
+    part = b'--edge\r\nContent-Disposition: form-data; name="f"%s\r\n\r\n%s\r\n'
+    for content, line in ((part % (b"", b"a" * 200_000) * 90, b"the text of a form"), (part % (b'; filename="a"', b"a" * 70_000) * 250, b"Too many files")):
+        memory, files = process.memory_info().rss, process.num_fds()
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                one = stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=20))
+                head = f"POST /v1/images/control HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\nConnection: close\r\n"
+                head += f"Content-Type: multipart/form-data; boundary=edge\r\nContent-Length: {len(content) + 5000}\r\n\r\n"
+                with contextlib.suppress(OSError):  # the server may have heard enough
+                    one.sendall(head.encode() + content)
+                assert line in one.recv(65536) + one.recv(65536)
+            assert process.num_fds() - files < 100
+            assert process.memory_info().rss - memory < 40e6
 
 
 def test_a_large_file_in_a_wrong_field_is_told_as_that(server: Server) -> None:

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 from darkroom.models.catalogue import resolve
 from darkroom.settings import Settings
 from darkroom.types import FINAL, Began, Cancelled, Event, Failed, Finished, ModelCard, Params, Preview, Progress, Retrying
-from darkroom.worker.local import LocalWorker
+from darkroom.worker.local import MAX_LOAD_DEATHS, LocalWorker
 
 SHARED = pytest.mark.asyncio(loop_scope="module")  # tests that ask no more of a worker than its settings as they are; it is a new child whenever one has died
 PARAMS = Params(model="demo-xl", prompt="a cat", steps=10, width=128, height=128, cfg=1.0, seed=3)
@@ -213,6 +213,36 @@ async def test_why_no_model_can_be_loaded_stands_in_the_log(tmp_path: Path) -> N
     with capture_logs() as lines:
         async with working(tmp_path, replace(resolve("demo-xl", tmp_path), path=None)):
             assert [(line["log_level"], "are not here" in line["error"]) for line in lines] == [("error", True)]
+
+
+async def test_a_worker_that_is_to_load_nothing_yet_is_ready_and_stays_so(tmp_path: Path) -> None:
+    async with working(tmp_path, preload=False, load_timeout=3) as worker:
+        began = time.monotonic()
+        while worker.state().status != "ready":
+            assert time.monotonic() - began < 60
+            await asyncio.sleep(0.05)
+        child = child_of(worker)
+        await asyncio.sleep(4)  # longer than a load may take
+        assert worker.state().status == "ready"
+        assert child_of(worker) == child
+
+
+async def test_a_model_that_was_given_up_is_told_as_failed_and_tried_again_without_a_job(tmp_path: Path) -> None:
+    async with working(tmp_path) as worker:
+        for _ in range(MAX_LOAD_DEATHS):
+            while not worker.state().loading:
+                await asyncio.sleep(0.005)
+            child = child_of(worker)
+            os.kill(child, signal.SIGKILL)
+            while worker._process is not None and worker._process.pid == child:
+                await asyncio.sleep(0.005)
+        async with asyncio.timeout(60):
+            while worker.state().status != "failed":
+                await asyncio.sleep(0.05)
+            assert f"ended {MAX_LOAD_DEATHS} times while it loaded the model" in worker.state().error
+            while worker.state().loaded != ("demo-xl",):
+                await asyncio.sleep(0.2)
+        assert worker.state().status == "ready"
 
 
 async def test_a_load_that_takes_too_long_is_told_as_that_and_not_as_a_death(tmp_path: Path) -> None:

@@ -146,6 +146,8 @@ class Engine:
         try:
             fast = prepared.settle()
         except Exception as error:
+            if is_fatal(error):
+                raise
             log.error("a backend could not be measured", model=model, error=repr(error))
             fast = None
         self.residents.runner(model).switch(fast)

@@ -34,7 +34,10 @@ def dtype_by_capability(capability: tuple[int, int]) -> torch.dtype:
 
 
 def is_fatal(error: Exception) -> bool:
-    """Whether the device is lost to this process: after an error of this kind every further call raises it again."""
+    """Whether the device is lost to this process: after an error of this kind every further call raises it again. A lack of memory
+    passes, also where it is the device's own word and not that of torch's allocator."""
+    if "out of memory" in str(error):
+        return False
     lost = getattr(torch, "AcceleratorError", ())  # torch 2.8 and later
     return isinstance(error, lost) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
 

@@ -26,7 +26,8 @@ log = structlog.get_logger("http")
 MAX_JSON = 2**18  # bytes: both prompts of 10,000 characters, each escaped in 12 bytes, fit; to read more takes the event loop long
 MAX_TEXT = MAX_JSON  # bytes of all text in a form
 IN_MEMORY = 2**16  # bytes of a file in a form; of a larger one all is on the disk until it is decoded
-MAX_PARTS = 1000  # text fields, and files, of a form
+MAX_PARTS = 1000  # text fields of a form
+MAX_FILES = 32  # files of a form, each of which may be an open one here; fields may come as files, and there are fewer
 MAX_DIGITS = 100  # of a whole number in JSON; one with more is as far beyond every rule as infinity
 PYTHON = re.compile(rb"\s*\{\s*'")
 PYTHON_WORD = re.compile(rb"[:\[,]\s*(?:True|False|None)\b")
@@ -118,8 +119,6 @@ async def form_of(request: Request) -> AsyncIterator[Body]:
     try:
         form = await _parse(request)
     except MultiPartException as error:
-        if error.message.startswith("Part exceeded"):
-            raise TooLarge(f"the text of a form must have at most {MAX_TEXT} bytes, got more in one field") from error
         raise BadRequest(f"the body must be multipart/form-data ({error.message})"[:200]) from error
     except OSError as error:
         log.error("an upload could not be kept", error=str(error))
@@ -142,13 +141,29 @@ async def _parse(request: Request) -> FormData:
         raise UnsupportedMedia(f"the charset of a form must be utf-8, got {checks.shown(charset)}")
     headers = Headers({"content-type": f'multipart/form-data; boundary="{boundary}"; charset=latin-1'})
     tail = _Tail(request)
-    parser = MultiPartParser(headers, tail.stream(), max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=MAX_TEXT)
-    parser.spool_max_size = IN_MEMORY
+    parser = _FormParser(headers, tail.stream(), max_files=MAX_FILES, max_fields=MAX_PARTS, max_part_size=MAX_TEXT)
     form = await parser.parse()
     if f"--{boundary}--".encode("latin-1") not in tail.last:
         await form.close()
         raise MultiPartException("it ends before its closing boundary")
     return form
+
+
+class _FormParser(MultiPartParser):
+    """Counts the text of all fields as it comes: counted at its end, a form would hold as much memory as a body may have."""
+
+    spool_max_size = IN_MEMORY
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._text_left = MAX_TEXT
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._current_part.file is None:
+            self._text_left -= end - start
+            if self._text_left < 0:
+                raise TooLarge(f"the text of a form must have at most {MAX_TEXT} bytes, got more")
+        super().on_part_data(data, start, end)
 
 
 class _Tail:

@@ -6,6 +6,7 @@ a connection that sends none.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 from asyncio import TimerHandle, Transport
@@ -18,6 +19,7 @@ from darkroom.errors import BadRequest, DarkroomError, HeadersTooLarge, TooSlow,
 
 MAX_HEAD = 2**16  # bytes of a request's line and headers; also of what stands between the pieces of a chunked body, and behind it
 MAX_LINES = 256  # of headers: browsers and proxies send 20 to 60
+READ_TIMES = 4  # head_timeouts in which a client must read something of a reply that waits for it
 LINGER = 2.0  # seconds that a refused connection stays open: closed at once, its reply would be lost with what still comes
 
 
@@ -64,7 +66,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unused = 0  # bytes since the parser last came to the end of a head, or to a piece of a body
         self._lines = 0  # of headers, in this request
         self._head_timer: TimerHandle | None = None
-        self._refused = False
+        self._reader_timer: TimerHandle | None = None
+        self._in_head = self._paused = self._refused = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -78,6 +81,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.open_connections.remove(self._address)
         self._end_timer()
+        self._end_reader_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -96,14 +100,18 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if self._lines <= MAX_LINES:  # else what follows belongs to a request that is refused
             self._lines = 0
+        self._in_head = True
+        if not self._paused:
+            self._end_reader_timer()  # who asks for more has read
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._lines += 1
-        if self._lines <= MAX_LINES:
+        if self._lines <= MAX_LINES and self._in_head:  # a trailer must not become a header of a request that is under way
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         if self._lines > MAX_LINES:
             return
         self._unused = 0
@@ -121,6 +129,20 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._lines > MAX_LINES:
             return
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_reader()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._paused = True
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._end_reader_timer()
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadRequest("the request must be HTTP/1.1; what came cannot be read as such"))
@@ -147,6 +169,24 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def _await_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left and self._reader_timer is None:
+            self._reader_timer = self.loop.call_later(READ_TIMES * self.head_timeout, self._reader_is_late, left)
+
+    def _end_reader_timer(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+
+    def _reader_is_late(self, before: int) -> None:
+        """Let go of a client that has read nothing: what is left would be waited for, also once the connection is closed."""
+        self._reader_timer = None
+        if self.transport.get_write_buffer_size() >= before:
+            self.transport.abort()
+        else:
+            self._await_reader()
+
     def _refuse(self, error: DarkroomError, headers: dict[str, str] | None = None) -> None:
         """Answer by itself, if no reply is under way, and read no more."""
         self._refused = True
@@ -161,5 +201,6 @@ class BoundedProtocol(HttpToolsProtocol):
         lines = [f"{name}: {value}\r\n".encode() for name, value in fields.items()]
         self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body]))
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            with contextlib.suppress(OSError):  # the client has gone
+                self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.close)

@@ -48,6 +48,7 @@ def main() -> None:
     send(Costs(cost.table()))
     reporter = _Reporter(send, cost, state)
     threading.Thread(target=_beat, args=(send, lambda: reporter.turns, order.beat_seconds), daemon=True).start()
+    reporter([])  # what it does before the first message comes: without a model to load that may be for ever
     engine.run(reporter)
     cost.save()
     os._exit(0)  # a load may be deep in a library on its thread, where Python's own end would abort it with a cry

@@ -132,6 +132,8 @@ class LocalWorker:
         if self._watchdog is not None and self._watchdog.in_doubt and self._state.status != "failed":
             limit = self._settings.worker_timeout
             return replace(self._state, status="stalled", error=f"the worker does not answer; it is ended after {limit:g} s without a sign of life")
+        if self._state.status == "ready" and not self._state.loaded and self._failures:
+            return replace(self._state, status="failed", error="; ".join(why for _, why in self._failures.values()))
         return self._state
 
     def backlog_seconds(self) -> float:
@@ -275,6 +277,7 @@ class LocalWorker:
         self._state = state
         for model in state.loaded:
             self._load_deaths.pop(model, None)
+            self._failures.pop(model, None)
         if state.loaded:
             self._revive_seconds = REVIVE_SECONDS
         load = (self._process, state.loading) if state.loading or not state.device else None
@@ -295,20 +298,24 @@ class LocalWorker:
         self._failures[model] = time.monotonic(), why
         if model == START:
             self._state = WorkerState("failed", error=why)
-            if any(card.path for card in self._cards.values()):
-                assert self._loop is not None
-                self._loop.call_later(self._revive_seconds, self._revive)
-                self._revive_seconds = min(MAX_REVIVE_SECONDS, 2 * self._revive_seconds)
+        if any(card.path for card in self._cards.values()):
+            assert self._loop is not None
+            self._loop.call_later(self._revive_seconds, self._revive, model)
+            self._revive_seconds = min(MAX_REVIVE_SECONDS, 2 * self._revive_seconds)
         for job_id, entry in list(self._jobs.items()):
             if model in (START, entry.params.model):
                 self._settle(self._load_failure(job_id, why))
 
-    def _revive(self) -> None:
-        """Try again by itself: behind a balancer that asks /readyz no job would come to start it."""
-        if self._closing or self._process is not None or self._failures.pop(START, None) is None:
+    def _revive(self, model: str) -> None:
+        """Try again by itself: behind a balancer that asks /readyz no job would come to start it. While another model is in memory
+        only a job does, for a load that ends the worker would take that one's jobs along."""
+        if self._closing or self._state.loaded or self._failures.pop(model, None) is None:
             return
-        self._load_deaths.pop(START, None)
-        self._spawn()
+        self._load_deaths.pop(model, None)
+        if self._process is None:
+            self._spawn()
+        elif model != START:
+            self.load(model)
 
     @staticmethod
     def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
